@@ -7,7 +7,7 @@ counted in the exact books of the simulated exchange.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from itertools import chain, islice, repeat
 from math import inf, nan
@@ -31,7 +31,7 @@ LOSS_PAUSE_S = 10
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
 # When a candle ended and the next one began; that one's open and volume; high, low and close of the
-# one that ended, and the strategy's direction after it.
+# one that ended, and the strategy's view after it.
 Tick = tuple[int, float, float, float, float, float, Direction | None]
 _NAMES = {way.value: way.name.lower() for way in Direction}
 
@@ -79,7 +79,7 @@ class Replay:
         self._recent: deque[int] = deque()
         self._unfilled = 0
         self._set_limits()
-        self._set_bounds()
+        self._set_bounds(0.0)
 
     def feed(self, part: Columns) -> None:
         """Process the next candles. The newest one is decided on once the next one is known.
@@ -94,23 +94,27 @@ class Replay:
         record.candles_untraded += part.volumes[new:].count(0.0)
         part = part if self._newest is None else self._newest.joined(part)
         self._newest = part.cut(-1)
-        finished = part.highs, part.lows, part.closes, self._directions(part)
-        # This ends with the first column, so no direction is asked for after the newest candle.
-        ticks = zip(part.times[1:], part.opens[1:], part.volumes[1:], *finished, strict=False)
-        for tick in islice(ticks, max(new - 1, 0), None):
-            time, opened, _, high, low, close, direction = tick
-            equity = self._fixed + self._held * close
+        finished = part.highs, part.lows, part.closes, self._views(part)
+        # This ends with the first column, so no view is asked for after the newest candle.
+        nexts = (islice(column, 1, None) for column in (part.times, part.opens, part.volumes))
+        ticks = zip(*nexts, *finished, strict=False)
+        for *_, view in islice(ticks, max(new - 1, 0)):
+            self._direction = self._direction if view is None else view
+        for tick in ticks:
+            time, opened, _, high, low, close, view = tick
             is_quiet = (
                 time < self._due
                 and self._bottom < low
                 and high < self._top
                 and self._bottom < opened < self._top
             )
-            if is_quiet and (direction is self._direction or record.ended or self._reverse(tick)):
+            if is_quiet:
+                equity = self._fixed + self._held * close
                 if not record.lowest <= equity < record.peak:
                     record.value(equity, time)
-            else:
-                self._process(tick)
+                if view is None or view is self._direction or record.ended or self._reverse(tick):
+                    continue
+            self._process(tick)
 
     def result(self) -> Result:
         """Return the final result, at the last close. BadDataError for fewer than two candles."""
@@ -124,7 +128,7 @@ class Replay:
         if lost:
             self._now = end
             self._liquidated(lost)
-        self._set_bounds()
+        self._set_bounds(float(self.held))
         record.value(self._fixed + self._held * newest.closes[0], end)
         if self._is_off_target and record.refused_since and not self._allowed_at:
             stays = f"; {format.volume(self.held, self.rules.base)} stays held" if self.held else ""
@@ -155,26 +159,23 @@ class Replay:
         coins = self.account.balances.get(self.rules.base, ZERO)
         return self.account.summary(self.rules.quote).equity + coins * price
 
-    def _directions(self, part: Columns) -> Iterator[Direction | None]:
-        """Yield the strategy's newest direction after each candle, None before there is one."""
-        direction, length = self._direction, len(self._closes)
+    def _views(self, part: Columns) -> Iterable[Direction | None]:
+        """Return the strategy's view after each candle; None: it is as before."""
+        length, long, short = len(self._closes), Direction.LONG, Direction.SHORT
         if self.record.ended is not None:
-            yield from repeat(direction)
-        elif length:
-            earlier = chain(self._closes, part.closes)
-            self._closes = [*self._closes, *part.closes[-length - 1 : -1]][-length:]
-            for before, close in zip(earlier, part.closes, strict=False):
-                if close > before:
-                    direction = Direction.LONG
-                elif close < before:
-                    direction = Direction.SHORT
-                yield direction
-        else:
-            for candle in candles_of(part):
-                self._window.append(candle)
-                view = self.plan.strategy(list(self._window)).direction
-                direction = direction if view is None else view
-                yield direction
+            return repeat(None)
+        if not length:
+            return map(self._view_after, candles_of(part))
+        earlier = chain(self._closes, part.closes)
+        self._closes = [*self._closes, *part.closes[-length - 1 : -1]][-length:]
+        return [
+            long if close > before else short if close < before else None
+            for before, close in zip(earlier, part.closes, strict=False)
+        ]
+
+    def _view_after(self, candle: Candle) -> Direction | None:
+        self._window.append(candle)
+        return self.plan.strategy(list(self._window)).direction
 
     def _reverse(self, tick: Tick) -> bool:
         """Reverse the position at the tick's open, or return False if a check might refuse that."""
@@ -193,14 +194,15 @@ class Replay:
         self._recent.extend((now,) * orders)
         trades = self.account.reverse(self.position, now, self._price(exact(opened), direction))
         self._record(direction, "", trades, orders)
-        self._set_bounds()
+        self._set_bounds(-held)
         return True
 
     def _process(self, tick: Tick) -> None:
         """Do what a tick of the bot does."""
-        time, price, volume, *prices, direction = tick
+        time, price, volume, *prices, view = tick
         account, position, record = self.account, self.position, self.record
-        is_turn, self._direction = direction is not self._direction, direction
+        is_turn = view not in (None, self._direction)
+        self._direction = direction = view if is_turn else self._direction
         self._now, self._is_traded = now, is_traded = time + WAKE_DELAY_S, volume > 0
         waits = self.costs.needs_trades and not is_traded
         # What the account cannot pay for at one price it cannot pay for at a higher one.
@@ -226,7 +228,7 @@ class Replay:
             if not waits:
                 self._allowed_at = 0
                 self._trade(self.rollovers - rollovers)
-        self._set_bounds()
+        self._set_bounds(float(self.held))
 
     def _set_limits(self) -> None:
         """Compute once the limits within which no check refuses a reversal, with room to spare.
@@ -248,14 +250,14 @@ class Replay:
         self._loss_max = Decimal(inf) if limits.max_loss is None else limits.max_loss
         self._floor = max(float(costs.balance - self._loss_max), 0.0)
 
-    def _set_bounds(self) -> None:
+    def _set_bounds(self, held: float) -> None:
         """Set prices between which, and a time until which, nothing happens to the position.
 
         Equity at a price is `_fixed + _held * price`. A long borrows its cost, whatever it is worth
         now: `_entry` is its price, else 0. The bounds lie 0.1 % of the position before
         liquidation and `max_loss`; beyond them the exact books decide.
         """
-        self._held = held = float(self.held)
+        self._held = held
         balance, cost = self.account.balances[self.rules.quote], float(self.position.cost_left)
         self._fixed = fixed = float(balance) - (cost if held > 0 else -cost)
         self._entry = cost / held if held > 0 else 0.0
@@ -383,6 +385,6 @@ class Replay:
         record, why = self.record, reason or _NAMES[self._direction or 0]
         numbers = record.orders + 1, record.orders + orders
         record.orders += orders
+        rollovers = self.rollovers
         for number, trade in zip(numbers, trades, strict=False):
-            fill = Fill(self._now, number, sign, why, trade)
-            record.book(fill, self.rollovers, self._is_traded)
+            record.book(Fill(self._now, number, sign, why, trade), rollovers, self._is_traded)

@@ -310,8 +310,6 @@ def _filled(
     times = rows.times
     before, flat = last or (times[0] - interval_s, rows.opens[0])
     every = range(before + interval_s, times[-1] + 1, interval_s)
-    if last and times == [*every]:
-        return rows._replace(interval_s=interval_s, times=every)
     steps = list(map(sub, times, (before, *times)))
     breaks = [at for at, step in enumerate(steps) if step != interval_s]
     for at in breaks if last else (0, *breaks):

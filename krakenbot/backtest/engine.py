@@ -49,6 +49,49 @@ class Costs(NamedTuple):
     needs_trades: bool = False
 
 
+class Bounds:
+    """In floats: prices between which, and a time until which, nothing happens to a position.
+
+    Equity at a price is `fixed + held * price`. The bounds lie 0.1 % of the position before
+    liquidation, `max_loss` and the prices that are too low for an order; beyond them the exact
+    books decide.
+    """
+
+    def __init__(self, plan: Plan, rules: PairRules, costs: Costs) -> None:
+        limits, leverage = plan.limits, plan.leverage or 1
+        volume, loss_max = rules.round_volume(plan.size), limits.max_loss
+        self._size = float(volume)
+        spread_max = 200 * Decimal(1).scaleb(-rules.pair_decimals) / limits.max_spread_percent
+        self._price_min = 1.001 * float(max(spread_max, rules.costmin / (volume or 1)))
+        share = max(Decimal(1), limits.min_margin_level / 100) + 1
+        need = share / leverage + 4 * costs.fee_rate + costs.slippage
+        self._need = 2.02 * float(need * volume)  # Twice what a check asks for.
+        self._stop = float(rules.margin_stop) / 100 / leverage
+        self._floor = 0.0 if loss_max is None else max(float(costs.balance - loss_max), 0.0)
+        self.set(0.0, costs.balance, ZERO, 0)
+
+    def set(self, held: float, balance: Decimal, cost: Decimal, due: float) -> None:
+        """Set the bounds of a position with this opening cost, until the time `due`.
+
+        A long borrows its cost, whatever it is worth now: `_entry` is its price, else 0.
+        """
+        self.held, self.due, opened_for = held, due, float(cost)
+        self.fixed = fixed = float(balance) - (opened_for if held > 0 else -opened_for)
+        self._entry, self.bottom, self.top = 0.0, -inf, inf
+        if held > 0:
+            self._entry = opened_for / held
+            bottom = (max(self._stop * opened_for, self._floor) - fixed) / held / 0.999
+            self.bottom = max(bottom, self._price_min)
+        elif held < 0:
+            top = min(fixed / (1.001 + self._stop), (fixed - self._floor) / 1.001) / -held
+            self.bottom, self.top = self._price_min, top
+
+    def can_reverse(self, price: float, direction: Direction) -> bool:
+        """Return whether `size` is held the other way, and far more money than a reversal needs."""
+        needed = self._need * max(price, self._entry) + self._floor
+        return self.held == -self._size * direction and self.fixed + self.held * price > needed
+
+
 class Replay:
     """Replays one plan over one series of candles, which `feed` takes in parts.
 
@@ -78,15 +121,17 @@ class Replay:
         self._unaffordable, self._allowed_at = inf, 0
         self._recent: deque[int] = deque()
         self._unfilled = 0
-        self._set_limits()
-        self._set_bounds(0.0)
+        self._tick = Decimal(1).scaleb(-rules.pair_decimals)
+        self._volume = rules.round_volume(plan.size)
+        self._loss_max = Decimal(inf) if plan.limits.max_loss is None else plan.limits.max_loss
+        self._bounds = Bounds(plan, rules, costs)
 
     def feed(self, part: Columns) -> None:
         """Process the next candles. The newest one is decided on once the next one is known.
 
         The first part must be longer than the warm-up.
         """
-        record, new = self.record, 0
+        record, bounds, new = self.record, self._bounds, 0
         if self._newest is None:
             new = self._warm_up
             record.begin, self._first_open = part.times[new], exact(part.opens[new])
@@ -103,13 +148,13 @@ class Replay:
         for tick in ticks:
             time, opened, _, high, low, close, view = tick
             is_quiet = (
-                time < self._due
-                and self._bottom < low
-                and high < self._top
-                and self._bottom < opened < self._top
+                time < bounds.due
+                and bounds.bottom < low
+                and high < bounds.top
+                and bounds.bottom < opened < bounds.top
             )
             if is_quiet:
-                equity = self._fixed + self._held * close
+                equity = bounds.fixed + bounds.held * close
                 if not record.lowest <= equity < record.peak:
                     record.value(equity, time)
                 if view is None or view is self._direction or record.ended or self._reverse(tick):
@@ -129,7 +174,7 @@ class Replay:
             self._now = end
             self._liquidated(lost)
         self._set_bounds(float(self.held))
-        record.value(self._fixed + self._held * newest.closes[0], end)
+        record.value(self._bounds.fixed + self._bounds.held * newest.closes[0], end)
         if self._is_off_target and record.refused_since and not self._allowed_at:
             stays = f"; {format.volume(self.held, self.rules.base)} stays held" if self.held else ""
             why = f"no order could be sent any more: {record.refused_reason}{stays}"
@@ -180,22 +225,29 @@ class Replay:
     def _reverse(self, tick: Tick) -> bool:
         """Reverse the position at the tick's open, or return False if a check might refuse that."""
         time, opened, volume, _, _, _, direction = tick
-        held, now = self._held, time + WAKE_DELAY_S
+        now, orders = time + WAKE_DELAY_S, 1 if self.plan.one_order else 2
         if not (
             direction in self._passed
-            and held == -self._size * direction
-            and self._fixed + held * opened > self._need * max(opened, self._entry) + self._floor
+            and self._bounds.can_reverse(opened, direction)
             and (volume > 0 or not self.costs.needs_trades)
-            and self._sent(now) <= self._room
+            and self._sent(now) + orders <= self.plan.limits.max_orders_per_day
         ):
             return False
         self._direction, self._now, self._is_traded = direction, now, volume > 0
-        orders = 1 if self.plan.one_order else 2
         self._recent.extend((now,) * orders)
         trades = self.account.reverse(self.position, now, self._price(exact(opened), direction))
         self._record(direction, "", trades, orders)
-        self._set_bounds(-held)
+        self._set_bounds(-self._bounds.held)
         return True
+
+    def _set_bounds(self, held: float) -> None:
+        position, due = self.position, inf
+        if self._is_off_target and self.record.ended is None:
+            due = 0
+        elif position.lots:
+            due = position.lots[0].due  # There is never more than one.
+        balance = self.account.balances[self.rules.quote]
+        self._bounds.set(held, balance, position.cost_left, due)
 
     def _process(self, tick: Tick) -> None:
         """Do what a tick of the bot does."""
@@ -209,13 +261,13 @@ class Replay:
         if (not is_turn and price >= self._unaffordable) or now < self._allowed_at:
             way = direction or 0
             record.refused += not waits and (way > 0 or (way < 0 and self.plan.leverage > 0))
-            record.value(self._fixed, time)
+            record.value(self._bounds.fixed, time)
             return
         high, low, self._closed, self._opened = map(exact, (*prices, price))
         rollovers = self.rollovers
         lost = account.liquidate_between(position, now, low, high)
         if not lost:
-            record.value(self._fixed + self._held * prices[2], time)
+            record.value(self._bounds.fixed + self._bounds.held * prices[2], time)
             lost = account.advance(position, now, self._opened)
         if lost:
             self._liquidated(lost)
@@ -229,49 +281,6 @@ class Replay:
                 self._allowed_at = 0
                 self._trade(self.rollovers - rollovers)
         self._set_bounds(float(self.held))
-
-    def _set_limits(self) -> None:
-        """Compute once the limits within which no check refuses a reversal, with room to spare.
-
-        That holds for reversals to a direction that has passed the checks before.
-        """
-        plan, rules, costs = self.plan, self.rules, self.costs
-        limits, leverage = plan.limits, plan.leverage or 1
-        self._room = limits.max_orders_per_day - (1 if plan.one_order else 2)
-        self._tick = Decimal(1).scaleb(-rules.pair_decimals)
-        self._volume = rules.round_volume(plan.size)
-        self._size = float(self._volume)
-        spread_max = 200 * self._tick / limits.max_spread_percent
-        self._price_min = 1.001 * float(max(spread_max, rules.costmin / (self._volume or 1)))
-        share = max(Decimal(1), limits.min_margin_level / 100) + 1
-        need = share / leverage + 4 * costs.fee_rate + costs.slippage
-        self._need = 2.02 * float(need * self._volume)
-        self._stop = float(rules.margin_stop) / 100 / leverage
-        self._loss_max = Decimal(inf) if limits.max_loss is None else limits.max_loss
-        self._floor = max(float(costs.balance - self._loss_max), 0.0)
-
-    def _set_bounds(self, held: float) -> None:
-        """Set prices between which, and a time until which, nothing happens to the position.
-
-        Equity at a price is `_fixed + _held * price`. A long borrows its cost, whatever it is worth
-        now: `_entry` is its price, else 0. The bounds lie 0.1 % of the position before
-        liquidation and `max_loss`; beyond them the exact books decide.
-        """
-        self._held = held
-        balance, cost = self.account.balances[self.rules.quote], float(self.position.cost_left)
-        self._fixed = fixed = float(balance) - (cost if held > 0 else -cost)
-        self._entry = cost / held if held > 0 else 0.0
-        self._bottom, self._top, self._due = -inf, inf, inf
-        if held > 0:
-            bottom = (max(self._stop * cost, self._floor) - fixed) / held / 0.999
-            self._bottom = max(bottom, self._price_min)
-        elif held < 0:
-            top = min(fixed / (1.001 + self._stop), (fixed - self._floor) / 1.001) / -held
-            self._bottom, self._top = self._price_min, top
-        if self._is_off_target and self.record.ended is None:
-            self._due = 0
-        elif self.position.lots:
-            self._due = self.position.lots[0].due  # There is never more than one.
 
     def _sent(self, now: int) -> int:
         """Return how many orders were sent in the 24 hours before `now`; older ones are dropped."""
@@ -296,7 +305,7 @@ class Replay:
             sent[step.purpose] = Blocked("ordered in this candle already", None)
 
     def _liquidated(self, lost: Trade) -> None:
-        self._record(-1 if self._held > 0 else 1, "liquidated", (lost,))
+        self._record(-1 if self._bounds.held > 0 else 1, "liquidated", (lost,))
         balance = self.account.balances[self.rules.quote]
         left = format.money(balance, self.rules.quote)
         self.record.end(f"liquidated with {left} left; the bot stops there", self._now)

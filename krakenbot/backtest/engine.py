@@ -22,7 +22,7 @@ from krakenbot.kraken.shape import OHLC_ROWS_MAX
 from krakenbot.model import ZERO, Candle, Direction, Order, Purpose, Quote, Signal, Step
 from krakenbot.pairs import PairRules
 from krakenbot.risk import RiskInputs, objection
-from krakenbot.simulated.books import Account, Trade, refusal
+from krakenbot.simulated.books import ROLLOVER_S, Account, Trade, refusal
 from krakenbot.strategy import sma_slope
 
 # As in bot.py and orders.py.
@@ -173,7 +173,7 @@ class Replay:
         if lost:
             self._now = end
             self._liquidated(lost)
-        self._set_bounds(float(self.held))
+        self._set_bounds()
         record.value(self._bounds.fixed + self._bounds.held * newest.closes[0], end)
         if self._is_off_target and record.refused_since and not self._allowed_at:
             stays = f"; {format.volume(self.held, self.rules.base)} stays held" if self.held else ""
@@ -237,17 +237,18 @@ class Replay:
         self._recent.extend((now,) * orders)
         trades = self.account.reverse(self.position, now, self._price(exact(opened), direction))
         self._record(direction, "", trades, orders)
-        self._set_bounds(-self._bounds.held)
+        balance, cost = self.account.balances[self.rules.quote], self.position.cost_left
+        self._bounds.set(-self._bounds.held, balance, cost, now + ROLLOVER_S)
         return True
 
-    def _set_bounds(self, held: float) -> None:
+    def _set_bounds(self) -> None:
         position, due = self.position, inf
         if self._is_off_target and self.record.ended is None:
             due = 0
         elif position.lots:
             due = position.lots[0].due  # There is never more than one.
         balance = self.account.balances[self.rules.quote]
-        self._bounds.set(held, balance, position.cost_left, due)
+        self._bounds.set(float(self.held), balance, position.cost_left, due)
 
     def _process(self, tick: Tick) -> None:
         """Do what a tick of the bot does."""
@@ -280,7 +281,7 @@ class Replay:
             if not waits:
                 self._allowed_at = 0
                 self._trade(self.rollovers - rollovers)
-        self._set_bounds(float(self.held))
+        self._set_bounds()
 
     def _sent(self, now: int) -> int:
         """Return how many orders were sent in the 24 hours before `now`; older ones are dropped."""
@@ -392,8 +393,8 @@ class Replay:
     def _record(self, sign: int, reason: str, trades: Sequence[Trade], orders: int = 1) -> None:
         """Record what one order, or the two of a reversal, closed and opened."""
         record, why = self.record, reason or _NAMES[self._direction or 0]
-        numbers = record.orders + 1, record.orders + orders
+        rollovers, number = self.rollovers, record.orders + 1
         record.orders += orders
-        rollovers = self.rollovers
-        for number, trade in zip(numbers, trades, strict=False):
+        for trade in trades:
             record.book(Fill(self._now, number, sign, why, trade), rollovers, self._is_traded)
+            number = record.orders

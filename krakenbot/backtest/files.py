@@ -28,7 +28,7 @@ from krakenbot.backtest.columns import BadDataError, Columns, candles_of
 from krakenbot.pairs import plain
 
 _JSON = ".json"  # Saved answers, also as .json.gz.
-BLOCK_BYTES = 1 << 16
+BLOCK_BYTES = 1 << 15
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ANSWER_BYTES = 1 << 24  # The most that is read of a saved answer.
 GAP_MAX_S = 31 * 86400  # A longer gap must not be filled with flat prices.

@@ -147,19 +147,16 @@ class Replay:
             self._direction = self._direction if view is None else view
         for tick in ticks:
             time, opened, _, high, low, close, view = tick
-            is_quiet = (
-                time < bounds.due
-                and bounds.bottom < low
-                and high < bounds.top
-                and bounds.bottom < opened < bounds.top
+            is_safe = (
+                bounds.bottom < low and high < bounds.top and bounds.bottom < opened < bounds.top
             )
-            if is_quiet:
+            if is_safe and time < bounds.due:
                 equity = bounds.fixed + bounds.held * close
                 if not record.lowest <= equity < record.peak:
                     record.value(equity, time)
                 if view is None or view is self._direction or record.ended or self._reverse(tick):
                     continue
-            self._process(tick)
+            self._process(tick, is_safe)
 
     def result(self) -> Result:
         """Return the final result, at the last close. BadDataError for fewer than two candles."""
@@ -250,8 +247,8 @@ class Replay:
         balance = self.account.balances[self.rules.quote]
         self._bounds.set(float(self.held), balance, position.cost_left, due)
 
-    def _process(self, tick: Tick) -> None:
-        """Do what a tick of the bot does."""
+    def _process(self, tick: Tick, is_safe: bool) -> None:
+        """Do what a tick of the bot does; `is_safe`: all prices are within the bounds."""
         time, price, volume, *prices, view = tick
         account, position, record = self.account, self.position, self.record
         is_turn = view not in (None, self._direction)
@@ -272,7 +269,7 @@ class Replay:
             lost = account.advance(position, now, self._opened)
         if lost:
             self._liquidated(lost)
-        elif record.ended is None:
+        elif record.ended is None and (is_turn or self._is_off_target or not is_safe):
             if direction is not None:
                 self._seen.add(direction)
             if waits and not self._is_off_target:

@@ -84,7 +84,7 @@ class Record:
         self.trips: deque[Trip] = deque(maxlen=keep)
         self.entry: Fill | None = None
         self.begin = self.candles = self.candles_untraded = self.held_s = 0
-        self.orders = self.turns = self.openings_untraded = self.closed = self.wins = 0
+        self.orders = self.turns = self.openings_untraded = self.wins = 0
         self.margin_fees = self.turnover = self.won = self.lost = self._rollovers = ZERO
         self.refused, self.refused_since = 0, 0
         self.refused_reason: str | None = None
@@ -93,6 +93,11 @@ class Record:
         self.drawdown = self.drawdown_share = 0.0
         self.peak = self.lowest = float(balance)  # `lowest` since the peak.
         self._peak_at = self.under_water_s = 0
+
+    @property
+    def closed(self) -> int:
+        """Return how many positions were opened and closed."""
+        return self.turns - (self.entry is not None)
 
     def end(self, why: str, now: int) -> None:
         """Note why trading ended; the first reason stays."""
@@ -122,7 +127,6 @@ class Record:
         costs = opened.fee + opened.opening_fee + trade.fee + rollovers - self._rollovers
         net = (trade.cost - opened.cost) * entry.direction - costs
         self._rollovers, self.entry = rollovers, None
-        self.closed += 1
         self.held_s += fill.time - entry.time
         if net > 0:
             self.wins += 1

@@ -216,15 +216,14 @@ def net_table(every: Sequence[Cell], best: int | None) -> Table:
 def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
     """Return a table of the walk forward; its last row has the sums and the mean rank."""
     quote, count = cells[0].whole.quote, len(cells)
-    nets = [[step.net, step.best_net, step.average, step.hold] for step in steps]
     heads = [
-        [moment(step.begin, "%Y-%m-%d"), name_of(step.chosen), f"{step.rank} of {count}"]
+        (moment(step.begin, "%Y-%m-%d"), name_of(step.chosen), f"{step.rank} of {count}")
         for step in steps
     ]
+    nets = [[step.net, step.best_net, step.average, step.hold] for step in steps]
     if steps:
-        heads.append(
-            ["in all", "", f"{sum(step.rank for step in steps) / len(steps):.1f} of {count}"]
-        )
+        rank = sum(step.rank for step in steps) / len(steps)
+        heads.append(("in all", "", f"{rank:.1f} of {count}"))
         nets.append([sum(column, ZERO) for column in zip(*nets, strict=True)])
     rows = [
         [*head, *(signed(format.amount(net, quote)) for net in row)]

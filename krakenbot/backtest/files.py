@@ -28,7 +28,7 @@ from krakenbot.backtest.columns import BadDataError, Columns, candles_of
 from krakenbot.pairs import plain
 
 _JSON = ".json"  # Saved answers, also as .json.gz.
-BLOCK_BYTES = 1 << 15
+BLOCK_BYTES = 1 << 16
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ANSWER_BYTES = 1 << 24  # The most that is read of a saved answer.
 GAP_MAX_S = 31 * 86400  # A longer gap must not be filled with flat prices.
@@ -112,19 +112,13 @@ def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterat
     for (*_, source), (later, *_) in pairwise([*begins, (inf, 0, Path())]):
         skipped, ended = 0, last[0] if last else -1
         for number, rows in _blocks(source):
-            old = bisect_right(rows.times, ended)
-            for time, where, words in _in_words(rows.cut(0, old), source, number):
-                if time not in known:
-                    why = f"time {time} is in a gap of a file that begins earlier"
-                    raise BadDataError(f"{where}: {why}")
-                if known[time][1] != words:
-                    what = f"the candle of {time} (open high low close volume)"
-                    both = f"{' has '.join(known[time])}, {where} has {words}"
-                    raise BadDataError(f"two files disagree about {what}: {both}")
-            skipped += old
-            if old == len(rows.times):
-                continue
-            rows, number = rows.cut(old), number + old
+            if old := bisect_right(rows.times, ended):
+                for time, where, words in _in_words(rows.cut(0, old), source, number):
+                    _check_known(time, where, words, known)
+                skipped += old
+                if old == len(rows.times):
+                    continue
+                rows, number = rows.cut(old), number + old
             yield _filled(rows, interval_s, last, source, number)
             last = rows.times[-1], rows.closes[-1]
             if rows.times[-1] >= later:
@@ -299,6 +293,16 @@ def _in_words(rows: Columns, source: Source, number: int) -> Iterator[tuple[int,
         yield time, f"{source}:{line}", " ".join(map(plain, numbers))
 
 
+def _check_known(time: int, where: str, words: str, known: dict[int, tuple[str, str]]) -> None:
+    """Raise BadDataError unless an earlier file has the same candle."""
+    if time not in known:
+        raise BadDataError(f"{where}: time {time} is in a gap of a file that begins earlier")
+    if known[time][1] != words:
+        what = f"the candle of {time} (open high low close volume)"
+        both = f"{' has '.join(known[time])}, {where} has {words}"
+        raise BadDataError(f"two files disagree about {what}: {both}")
+
+
 def _filled(
     rows: Columns, interval_s: int, last: tuple[int, float] | None, source: Source, number: int
 ) -> Columns:
@@ -310,6 +314,8 @@ def _filled(
     times = rows.times
     before, flat = last or (times[0] - interval_s, rows.opens[0])
     every = range(before + interval_s, times[-1] + 1, interval_s)
+    if last and times == [*every]:
+        return rows._replace(interval_s=interval_s, times=every)
     steps = list(map(sub, times, (before, *times)))
     breaks = [at for at, step in enumerate(steps) if step != interval_s]
     for at in breaks if last else (0, *breaks):

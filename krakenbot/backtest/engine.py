@@ -1,9 +1,9 @@
 """The bot's decisions replayed over columns of candles, with the same orders, fees and margin.
 
 An order decided on candle n fills one second into candle n + 1, at its open plus or minus one tick.
-At most ticks nothing can happen, and most others only reverse the position: comparisons of floats
-show that. All other ticks go through the same pure functions as those of the bot. Money is only
-counted in the exact books of the simulated exchange.
+Nearly always a tick does nothing or only reverses the position, and comparisons of floats show
+that. All other ticks go through the same pure functions as those of the bot. Money is only counted
+in the exact books of the simulated exchange.
 """
 
 from collections import deque
@@ -52,9 +52,8 @@ class Costs(NamedTuple):
 class Bounds:
     """In floats: prices between which, and a time until which, nothing happens to a position.
 
-    Equity at a price is `fixed + held * price`. The bounds lie 0.1 % of the position before
-    liquidation, `max_loss` and the prices that are too low for an order; beyond them the exact
-    books decide.
+    Equity at a price is `fixed + held * price`. The bounds lie 0.1 % before liquidation, `max_loss`
+    and prices too low for an order. Beyond them the exact books decide.
     """
 
     def __init__(self, plan: Plan, rules: PairRules, costs: Costs) -> None:
@@ -220,7 +219,11 @@ class Replay:
         return self.plan.strategy(list(self._window)).direction
 
     def _reverse(self, tick: Tick) -> bool:
-        """Reverse the position at the tick's open, or return False if a check might refuse that."""
+        """Reverse the position at the open, or return False if a check might refuse that.
+
+        What the checks say of a direction's orders hangs only on the money, the price and the
+        number of orders, once they have let `size` be opened.
+        """
         time, opened, volume, _, _, _, direction = tick
         now, orders = time + WAKE_DELAY_S, 1 if self.plan.one_order else 2
         if not (

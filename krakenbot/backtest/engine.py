@@ -144,18 +144,20 @@ class Replay:
         ticks = zip(*nexts, *finished, strict=False)
         for *_, view in islice(ticks, max(new - 1, 0)):
             self._direction = self._direction if view is None else view
-        for tick in ticks:
-            time, opened, _, high, low, close, view = tick
+        for time, opened, volume, high, low, close, view in ticks:
             is_safe = (
                 bounds.bottom < low and high < bounds.top and bounds.bottom < opened < bounds.top
             )
-            if is_safe and time < bounds.due:
+            is_quiet = is_safe and time < bounds.due
+            if is_quiet:
                 equity = bounds.fixed + bounds.held * close
                 if not record.lowest <= equity < record.peak:
                     record.value(equity, time)
-                if view is None or view is self._direction or record.ended or self._reverse(tick):
+                if view is None or view is self._direction or record.ended:
                     continue
-            self._process(tick, is_safe)
+            tick = time, opened, volume, high, low, close, view
+            if not (is_quiet and self._reverse(tick)):
+                self._process(tick, is_safe)
 
     def result(self) -> Result:
         """Return the final result, at the last close. BadDataError for fewer than two candles."""

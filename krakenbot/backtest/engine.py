@@ -254,23 +254,23 @@ class Replay:
 
     def _process(self, tick: Tick, is_safe: bool) -> None:
         """Do what a tick of the bot does; `is_safe`: all prices are within the bounds."""
-        time, price, volume, *prices, view = tick
+        time, opened, volume, high, low, close, view = tick
         account, position, record = self.account, self.position, self.record
         is_turn = view not in (None, self._direction)
         self._direction = direction = view if is_turn else self._direction
-        self._now, self._is_traded = now, is_traded = time + WAKE_DELAY_S, volume > 0
-        waits = self.costs.needs_trades and not is_traded
+        self._now = now = time + WAKE_DELAY_S
+        self._is_traded = volume > 0
+        waits = self.costs.needs_trades and not volume
         # What the account cannot pay for at one price it cannot pay for at a higher one.
-        if (not is_turn and price >= self._unaffordable) or now < self._allowed_at:
+        if (not is_turn and opened >= self._unaffordable) or now < self._allowed_at:
             way = direction or 0
             record.refused += not waits and (way > 0 or (way < 0 and self.plan.leverage > 0))
             record.value(self._bounds.fixed, time)
             return
-        high, low, self._closed, self._opened = map(exact, (*prices, price))
-        rollovers = self.rollovers
-        lost = account.liquidate_between(position, now, low, high)
+        self._opened, self._closed, rollovers = exact(opened), exact(close), self.rollovers
+        lost = account.liquidate_between(position, now, exact(low), exact(high))
         if not lost:
-            record.value(self._bounds.fixed + self._bounds.held * prices[2], time)
+            record.value(self._bounds.fixed + self._bounds.held * close, time)
             lost = account.advance(position, now, self._opened)
         if lost:
             self._liquidated(lost)

@@ -223,8 +223,8 @@ def _parse_or_refuse(block: bytes, names: Names, source: Source, number: int) ->
             except (ValueError, ArithmeticError) as error:
                 shown = f"{line[:80].decode('ascii', 'replace')!r} is not a candle: {error}"
                 raise BadDataError(f"{source}:{at}: {shown}") from None
-        # Each line alone can be read: times in two units, or lines that end in CR alone.
-        raise BadDataError(f"{source}:{number}: from this line on, {odd}") from None
+        why = "do lines end in CR alone, or are times in two units?"  # Each alone can be read.
+        raise BadDataError(f"{source}:{number}: from here on, {odd}; {why}") from None
 
 
 def _parse(block: bytes, names: Names) -> Columns:

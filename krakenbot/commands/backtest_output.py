@@ -4,7 +4,6 @@ A table is a title, the names of its columns (| marks one of numbers), its rows,
 which their cells are shaded.
 """
 
-import textwrap
 from collections.abc import Container, Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
@@ -45,12 +44,12 @@ def title(result: Result, with_interval: bool = True) -> str:
 
 
 def headline(result: Result) -> list[str]:
-    """Return lines with what nobody must miss: an early end, and the result in words."""
+    """Return what nobody must miss: an early end, if there was one, and the result in words."""
     seconds, costs = result.end - result.begin, cost_breakdown(result.net, result)
     words = in_words(seconds, costs, result.hold, result.balance, result.quote)
     traded = format.duration((result.ended_at or result.end) - result.begin)
-    ended = f"ENDED EARLY after {traded}, {end_of(result)}." if result.ended else ""
-    return textwrap.wrap(ended, 80) + textwrap.wrap(words, 80)
+    ended = [f"ENDED EARLY after {traded}, {end_of(result)}."] if result.ended else []
+    return [*ended, words]
 
 
 def end_of(result: Result) -> str:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.backtest.columns import BadDataError, Columns, candles_of
-from krakenbot.model import Candle
 from krakenbot.pairs import plain
 
 _JSON = ".json"  # Saved answers, also as .json.gz.
@@ -63,7 +62,8 @@ def sources_of(path: Path) -> Sequence[Source]:
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
-            inside = sorted(_inside(path))
+            walked = os.walk(path, onerror=_raise)
+            inside = sorted(Path(place, name) for place, _, names in walked for name in names)
         elif not stat.S_ISREG(kind):
             raise BadDataError(f"{path}: not a regular file; candles are read more than once")
         elif path.suffix.lower() == ".zip":
@@ -78,14 +78,8 @@ def sources_of(path: Path) -> Sequence[Source]:
     return [one for one in found if one.is_file() and not one.name.startswith(".")]
 
 
-def _inside(folder: Path) -> Iterator[Path]:
-    """Yield all that is in the folder and below; OSError when a part of it cannot be read."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for place, _, names in os.walk(folder, onerror=refuse):
-        yield from (Path(place, name) for name in names)
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def pair_of(source: Source) -> str | None:
@@ -114,22 +108,22 @@ def read(sources: Sequence[Source], interval_s: int, notes: list[str]) -> Iterat
     """
     last: tuple[int, float] | None = None
     begins = sorted((next(_blocks(file))[1].times[0], at, file) for at, file in enumerate(sources))
-    known: dict[int, tuple[str, Candle]] = {}  # Rows that a later file may have too.
+    known: dict[int, tuple[str, str]] = {}  # Rows that a later file may have too.
     for (*_, source), (later, *_) in pairwise([*begins, (inf, 0, Path())]):
         skipped, ended = 0, last[0] if last else -1
         for number, rows in _blocks(source):
-            old = bisect_right(rows.times, ended)
-            for line, candle in enumerate(candles_of(rows.cut(0, old)), number):
-                _check_same(candle, f"{source}:{line}", known)
-            skipped += old
-            if old == len(rows.times):
-                continue
-            rows, number = rows.cut(old), number + old
+            if old := bisect_right(rows.times, ended):
+                for time, where, words in _in_words(rows.cut(0, old), source, number):
+                    _check_known(time, where, words, known)
+                skipped += old
+                if old == len(rows.times):
+                    continue
+                rows, number = rows.cut(old), number + old
             yield _filled(rows, interval_s, last, source, number)
             last = rows.times[-1], rows.closes[-1]
             if rows.times[-1] >= later:
-                for line, candle in enumerate(candles_of(rows), number):
-                    known[candle.time] = f"{source}:{line}", candle
+                for time, where, words in _in_words(rows, source, number):
+                    known[time] = where, words
         if skipped:
             notes.append(f"{source}: {skipped} rows are in an earlier file already")
 
@@ -229,10 +223,8 @@ def _parse_or_refuse(block: bytes, names: Names, source: Source, number: int) ->
             except (ValueError, ArithmeticError) as error:
                 shown = f"{line[:80].decode('ascii', 'replace')!r} is not a candle: {error}"
                 raise BadDataError(f"{source}:{at}: {shown}") from None
-        why = "do lines end in CR alone, or are some times in seconds and others not?"
-        raise BadDataError(
-            f"{source}:{number}: these lines do not go together ({why}): {odd}"
-        ) from None
+        why = "do lines end in CR alone, or are times in two units?"  # Each alone can be read.
+        raise BadDataError(f"{source}:{number}: from here on, {odd}; {why}") from None
 
 
 def _parse(block: bytes, names: Names) -> Columns:
@@ -295,20 +287,20 @@ def _answer(source: Source) -> tuple[str, Columns]:
         raise BadDataError(f"{source}: not a saved OHLC answer: {error}") from error
 
 
-def _check_same(candle: Candle, where: str, known: dict[int, tuple[str, Candle]]) -> None:
+def _in_words(rows: Columns, source: Source, number: int) -> Iterator[tuple[int, str, str]]:
+    """Yield the time, the place and the numbers of each row; `number` is the first one's line."""
+    for line, (time, *numbers) in enumerate(candles_of(rows), number):
+        yield time, f"{source}:{line}", " ".join(map(plain, numbers))
+
+
+def _check_known(time: int, where: str, words: str, known: dict[int, tuple[str, str]]) -> None:
     """Raise BadDataError unless an earlier file has the same candle."""
-    earlier, before = known.get(candle.time, ("", None))
-    if before is None:
-        raise BadDataError(f"{where}: time {candle.time} is in a gap of a file that begins earlier")
-    if candle != before:
-        one, other = (
-            " ".join(map(plain, (row.open, row.high, row.low, row.close, row.volume)))
-            for row in (before, candle)
-        )
-        raise BadDataError(
-            f"two files disagree about the candle of {candle.time} (open high low close volume): "
-            f"{earlier} has {one}, {where} has {other}"
-        )
+    if time not in known:
+        raise BadDataError(f"{where}: time {time} is in a gap of a file that begins earlier")
+    if known[time][1] != words:
+        what = f"the candle of {time} (open high low close volume)"
+        both = f"{' has '.join(known[time])}, {where} has {words}"
+        raise BadDataError(f"two files disagree about {what}: {both}")
 
 
 def _filled(

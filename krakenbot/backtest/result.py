@@ -4,7 +4,6 @@ from collections import deque
 from decimal import Decimal
 from typing import NamedTuple
 
-from krakenbot.backtest.columns import Columns
 from krakenbot.model import ZERO
 from krakenbot.pairs import PairRules
 from krakenbot.simulated.books import Trade
@@ -84,16 +83,21 @@ class Record:
         self.rules, self.interval_s, self.balance = rules, interval_s, balance
         self.trips: deque[Trip] = deque(maxlen=keep)
         self.entry: Fill | None = None
-        self.begin = self.candles = self.candles_untraded = self.candles_held = 0
-        self.orders = self.turns = self.openings_untraded = self.closed = self.wins = 0
-        self.margin_fees = self.turnover = self.won = self.lost = ZERO
-        self.flat_equity, self._paid = balance, ZERO
+        self.begin = self.candles = self.candles_untraded = self.held_s = 0
+        self.orders = self.turns = self.openings_untraded = self.wins = 0
+        self.margin_fees = self.turnover = self.won = self.lost = self._rollovers = ZERO
         self.refused, self.refused_since = 0, 0
         self.refused_reason: str | None = None
         self.ended: str | None = None
         self.ended_at: int | None = None
         self.drawdown = self.drawdown_share = 0.0
-        self._peak, self._peak_at, self._is_below, self.under_water_s = float(balance), 0, False, 0
+        self.peak = self.lowest = float(balance)  # `lowest` since the peak.
+        self._peak_at = self.under_water_s = 0
+
+    @property
+    def closed(self) -> int:
+        """Return how many positions were opened and closed."""
+        return self.turns - (self.entry is not None)
 
     def end(self, why: str, now: int) -> None:
         """Note why trading ended; the first reason stays."""
@@ -106,59 +110,46 @@ class Record:
         if not self.refused_since:
             self.refused_since, self.refused_reason = now, reason
 
-    def open(self, fill: Fill, is_traded: bool) -> None:
-        """Count an opening; `is_traded` says whether its candle has trades."""
-        self.entry = fill
-        self.turns += 1
-        self.openings_untraded += not is_traded
-        self.turnover += fill.trade.cost
-        self.margin_fees += fill.trade.opening_fee
+    def book(self, fill: Fill, rollovers: Decimal, is_traded: bool) -> None:
+        """Count a fill, which opens a position if none is open, and else closes it.
 
-    def close(self, fill: Fill, equity: Decimal, paid: Decimal) -> None:
-        """Count a round trip; `equity` and `paid` (all costs so far) are the values after it."""
-        net, costs = equity - self.flat_equity, paid - self._paid
-        self.flat_equity, self._paid = equity, paid
-        self.closed += 1
-        self.turnover += fill.trade.cost
+        `rollovers` are all that were paid so far. `is_traded`: its candle has trades.
+        """
+        entry, trade = self.entry, fill.trade
+        self.turnover += trade.cost
+        if entry is None:
+            self.entry = fill
+            self.turns += 1
+            self.openings_untraded += not is_traded
+            self.margin_fees += trade.opening_fee
+            return
+        opened = entry.trade
+        costs = opened.fee + opened.opening_fee + trade.fee + rollovers - self._rollovers
+        net = (trade.cost - opened.cost) * entry.direction - costs
+        self._rollovers, self.entry = rollovers, None
+        self.held_s += fill.time - entry.time
         if net > 0:
             self.wins += 1
             self.won += net
         else:
             self.lost -= net
-        if self.entry:
-            self.trips.append(Trip(self.entry, fill, costs, net))
-        self.entry = None
+        self.trips.append(Trip(entry, fill, costs, net))
 
     def value(self, equity: float, now: int) -> None:
         """Update peak and drawdown with the equity at the time `now`."""
-        fall = self._peak - equity
-        if fall <= 0:
+        if equity >= self.peak:
             self.under_water_s = self.longest_below(now)
-            self._peak, self._peak_at, self._is_below = equity, now, False
-            return
-        self._is_below = True
-        self.drawdown = max(self.drawdown, fall)
-        self.drawdown_share = max(self.drawdown_share, fall / self._peak)
+            self.peak = self.lowest = equity
+            self._peak_at = now
+        elif equity < self.lowest:
+            self.lowest, fall = equity, self.peak - equity
+            self.drawdown = max(self.drawdown, fall)
+            self.drawdown_share = max(self.drawdown_share, fall / self.peak)
 
     def longest_below(self, now: int) -> int:
         """Return the longest time below an earlier high until `now`, in seconds."""
-        peak_at = self._peak_at or self.begin
-        return max(self.under_water_s, (now - peak_at) * self._is_below)
-
-    def follow(self, fixed: float, held: float, part: Columns, begin: int, end: int) -> None:
-        """Update with the equity `fixed + held * close` after each candle from `begin` to `end`."""
-        closes = part.closes[begin:end]
-        if not closes:
-            return
-        best, worst = max(closes), min(closes)
-        if held < 0:
-            best, worst = worst, best
-        self.candles_held += (end - begin) * (held != 0)
-        if fixed + held * best < self._peak:
-            self.value(fixed + held * worst, 0)  # The time only matters at a new high.
-        else:
-            for time, close in zip(part.times[begin:end], closes, strict=True):
-                self.value(fixed + held * close, time + part.interval_s)
+        below_s = now - (self._peak_at or self.begin) if self.lowest < self.peak else 0
+        return max(self.under_water_s, below_s)
 
     def result(
         self, end: int, net: Decimal, paid: Decimal, rollover: Decimal, hold: Decimal
@@ -166,6 +157,7 @@ class Record:
         """Return the figures at the end: `net` is the profit, `paid` all costs."""
         traded_s, fees = (self.ended_at or end) - self.begin, paid - self.margin_fees - rollover
         percent = float(100 * net / self.balance)
+        held_s = self.held_s + (end - self.entry.time if self.entry else 0)
         cent = Decimal(1).scaleb(-self.rules.cost_decimals)
         # These attributes have the names of fields of Result.
         counted = {name: value for name, value in vars(self).items() if name in Result._fields}
@@ -188,6 +180,6 @@ class Record:
             under_water_days=self.longest_below(end) / DAY_S,
             win_rate=self.wins / self.closed if self.closed else None,
             profit_factor=float(self.won / self.lost) if self.lost else None,
-            exposure=self.candles_held / self.candles,
+            exposure=round(held_s / self.interval_s) / self.candles,  # Orders fill a second late.
             break_even_fee=(net + fees) / self.turnover if self.turnover else None,
         )

@@ -152,9 +152,7 @@ def _once(setting: Setting, parts: Parts, arguments: Namespace, notes: list[str]
         shown = {**result._asdict(), "notes": notes, "round_trips": trips}
         return [json.dumps(shown, indent=2, default=plain)]
     return [
-        *_wrapped([output.title(result)]),
-        *output.headline(result),
-        *_wrapped([output.setup(setting)]),
+        *_wrapped([output.title(result), *output.headline(result), output.setup(setting)]),
         "",
         *_wrapped((f"{name:16}{words}" for name, words in output.figures(result)), 16),
         *output.trips([*replay.record.trips][-_TRIPS_SHOWN:], rules),

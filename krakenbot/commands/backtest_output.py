@@ -4,17 +4,15 @@ A table is a title, the names of its columns (| marks one of numbers), its rows,
 which their cells are shaded.
 """
 
-import textwrap
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
-from math import inf
 from pathlib import Path
 from typing import Any
 
 from krakenbot import format
 from krakenbot.backtest.columns import Columns, exact
-from krakenbot.backtest.engine import WAKE_DELAY_S, Replay
+from krakenbot.backtest.engine import Replay
 from krakenbot.backtest.result import YEAR_S, Fill, Result, Trip
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
 from krakenbot.commands import in_columns
@@ -46,12 +44,12 @@ def title(result: Result, with_interval: bool = True) -> str:
 
 
 def headline(result: Result) -> list[str]:
-    """Return lines with what nobody must miss: an early end, and the result in words."""
+    """Return what nobody must miss: an early end, if there was one, and the result in words."""
     seconds, costs = result.end - result.begin, cost_breakdown(result.net, result)
     words = in_words(seconds, costs, result.hold, result.balance, result.quote)
     traded = format.duration((result.ended_at or result.end) - result.begin)
-    ended = f"ENDED EARLY after {traded}, {end_of(result)}." if result.ended else ""
-    return textwrap.wrap(ended, 80) + textwrap.wrap(words, 80)
+    ended = [f"ENDED EARLY after {traded}, {end_of(result)}."] if result.ended else []
+    return [*ended, words]
 
 
 def end_of(result: Result) -> str:
@@ -217,15 +215,14 @@ def net_table(every: Sequence[Cell], best: int | None) -> Table:
 def forward_table(steps: Sequence[Step], cells: Sequence[Cell]) -> Table:
     """Return a table of the walk forward; its last row has the sums and the mean rank."""
     quote, count = cells[0].whole.quote, len(cells)
-    nets = [[step.net, step.best_net, step.average, step.hold] for step in steps]
     heads = [
-        [moment(step.begin, "%Y-%m-%d"), name_of(step.chosen), f"{step.rank} of {count}"]
+        (moment(step.begin, "%Y-%m-%d"), name_of(step.chosen), f"{step.rank} of {count}")
         for step in steps
     ]
+    nets = [[step.net, step.best_net, step.average, step.hold] for step in steps]
     if steps:
-        heads.append(
-            ["in all", "", f"{sum(step.rank for step in steps) / len(steps):.1f} of {count}"]
-        )
+        rank = sum(step.rank for step in steps) / len(steps)
+        heads.append(("in all", "", f"{rank:.1f} of {count}"))
         nets.append([sum(column, ZERO) for column in zip(*nets, strict=True)])
     rows = [
         [*head, *(signed(format.amount(net, quote)) for net in row)]
@@ -241,13 +238,20 @@ def write_run(
     path: Path, setting: Setting, replay: Replay, parts: Iterable[Columns], notes: Sequence[str]
 ) -> Result:
     """Feed the parts to the replay, write the page about it, and return the result."""
-    points = [*_points(replay, parts)]
+    points, held = list[Point](), 0.0
+    for part in parts:
+        at = 0
+        while at < len(part.times):
+            step = max(1, replay.record.candles // COLUMNS)  # Ever further apart.
+            piece = part.cut(at, at + step)
+            replay.feed(piece)
+            at += step
+            time, price = piece.times[-1], piece.opens[-1]
+            net = replay.equity(exact(price)) - replay.costs.balance
+            points.append(Point(time, price, float(net), float(net + replay.paid), held))
+            held = float(replay.held)
     result, trips, still_open = replay.result(), replay.record.trips, replay.record.entry
-    lost_at = trips[-1].exit.time if trips and trips[-1].exit.reason == "liquidated" else inf
-    # The end of the candles charges rollovers, too. One that liquidated has no value at its close.
-    final = {"net": float(result.net), "gross": float(result.gross)}
-    since = min(result.end, lost_at - WAKE_DELAY_S)
-    points = [point._replace(**final) if point.time >= since else point for point in points]
+    points.append(Point(result.end, piece.closes[-1], float(result.net), float(result.gross), held))
     orders = [*chain(*(((trip.entry, "open"), (trip.exit, "close")) for trip in trips))]
     orders += [(still_open, "open")] if still_open else []
     report = Report(
@@ -269,21 +273,6 @@ def write_run(
     )
     write_page(path, pages.render(report))
     return result
-
-
-def _points(replay: Replay, parts: Iterable[Columns]) -> Iterator[Point]:
-    """Feed the parts to the replay and yield points, the further apart the longer the run is."""
-    count = 0
-    for part in parts:
-        at = 0
-        while at < len(part.times):
-            step = max(1, count // COLUMNS)
-            piece = part.cut(at, at + step)
-            replay.feed(piece)
-            at, count = at + step, count + len(piece.times)
-            net = replay.equity(exact(piece.closes[-1])) - replay.costs.balance
-            results = float(net), float(net + replay.paid)
-            yield Point(piece.end, piece.closes[-1], *results, float(replay.held))
 
 
 def write_sweep(

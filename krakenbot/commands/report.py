@@ -215,41 +215,36 @@ def round_trips(intents: Sequence[Intent], charges: Iterable[Booked]) -> list[Ro
     on, even if it has an earlier time by Kraken's clock.
     """
     times = {order.id: order.created for order in intents}
-    paid = sorted(
+    booked = sorted(
         (max(charge.time, times.get(charge.id.partition(" ")[0], 0)), charge.amount)
         for charge in charges
     )
-    moments, sums = [time for time, _ in paid], [ZERO, *accumulate(amount for _, amount in paid)]
+    moments, sums = (
+        [time for time, _ in booked],
+        [ZERO, *accumulate(amount for _, amount in booked)],
+    )
     rounds: list[RoundTrip] = []
-    inside: list[Intent] = []  # The orders of the open round trip, a reversal's only in part.
     held = ZERO
     for intent in intents:
-        closing, parts = -held * intent.side.sign, [intent.executed]
-        if 0 < closing < intent.executed:
-            parts = [closing, intent.executed - closing]
-        for part in filter(None, parts):
-            cost, fee = (x * part / intent.executed for x in (intent.cost, intent.fee))
-            inside.append(intent._replace(executed=part, cost=cost, fee=fee))
-            held += intent.side.sign * part
+        rest, sign = intent.executed, intent.side.sign
+        while rest:
             if not held:
-                begin, end = (bisect_left(moments, x.created) for x in (inside[0], intent))
-                rounds.append(_round(inside, sums[end] - sums[begin]))
-                inside = []
+                entry, volume, fees = intent, ZERO, ZERO
+                costs = dict.fromkeys(Side, ZERO)
+            part = min(rest, abs(held)) if held * sign < 0 else rest
+            costs[intent.side] += intent.cost * part / intent.executed
+            fees += intent.fee * part / intent.executed
+            volume += part if intent.side is entry.side else ZERO
+            held, rest = held + sign * part, rest - part
+            if not held:
+                begin, end = (bisect_left(moments, order.created) for order in (entry, intent))
+                fees += sums[end] - sums[begin]
+                paid, got = costs[entry.side], costs[intent.side]
+                gross = entry.side.sign * (got - paid)
+                side = "long" if entry.side is Side.BUY else "short"
+                traded = volume, paid / volume, got / volume, gross, fees, gross - fees
+                rounds.append(RoundTrip(entry.created, intent.created, side, *traded))
     return rounds
-
-
-def _round(orders: Sequence[Intent], charges: Decimal) -> RoundTrip:
-    """Return the round trip that these orders made; the first one opened it."""
-    first, last = orders[0], orders[-1]
-    volume = sum((order.executed for order in orders if order.side is first.side), ZERO)
-    paid, got = (
-        sum((order.cost for order in orders if order.side is side), ZERO)
-        for side in (first.side, last.side)
-    )
-    gross, costs = first.side.sign * (got - paid), sum((order.fee for order in orders), charges)
-    traded = volume, paid / volume, got / volume, gross, costs, gross - costs
-    side = "long" if first.side is Side.BUY else "short"
-    return RoundTrip(first.created, last.created, side, *traded)
 
 
 def drawdowns(balance: Decimal, points: Iterable[Point]) -> list[float]:

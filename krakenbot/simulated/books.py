@@ -202,23 +202,23 @@ class Account:
     def reverse(self, position: MarginPosition, now: float, price: Decimal) -> list[Trade]:
         """Close the position and open the same volume on the other side, without any check.
 
-        The same as `close` and `_open`, but cost and fee, which are equal, are computed once: a
-        backtest spends a quarter of its time here.
+        The same as `close` and `_open`, but cost and fee, which are equal, are computed once, and
+        nothing is written to the ledger: a backtest spends a fifth of its time here.
         """
         rules, volume, lot = position.rules, position.held, position.lots[0]
-        quote, sign, due = rules.quote, -lot.sign, now + ROLLOVER_S
+        quote, sign, serial = rules.quote, -lot.sign, self.serial + 1
         cost, fee = self._costs(rules, volume, price)
         rate = self.rate_of_loan(rules, sign)
         opening_fee = round(cost * rate, rules.cost_decimals)
         realized, paid = (position.cost_left - cost) * sign, fee + opening_fee
         self.realized[quote] += realized
-        self.serial = serial = self.serial + 1
-        self._book(now, "margin", serial, quote, realized, fee)
+        self.fees[quote] += fee + paid
+        self.balances[quote] += realized - fee - paid
+        self.serial = later = serial + 1
         closed = Trade(serial, volume, price, cost, fee, ZERO, True)
-        self.serial = serial = self.serial + 1
-        self._book(now, "margin", serial, quote, ZERO, paid)
-        opened = Trade(serial, volume, price, cost, fee, opening_fee)
-        lot = Lot(serial, now, sign, volume, ZERO, cost, cost, lot.leverage, paid, rate, due)
+        opened = Trade(later, volume, price, cost, fee, opening_fee)
+        due = now + ROLLOVER_S
+        lot = Lot(later, now, sign, volume, ZERO, cost, cost, lot.leverage, paid, rate, due)
         position.lots, position.cost_left = [lot], cost
         return [closed, opened]
 

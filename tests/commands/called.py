@@ -1,7 +1,6 @@
 """A command in this process: its exit code and what it said."""
 
 import contextlib
-import gc
 import io
 import os
 from typing import NamedTuple
@@ -33,8 +32,5 @@ def call(
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        try:
-            code = cli.main(words)
-        finally:
-            gc.enable()  # `backtest` turns it off until its process ends.
+        code = cli.main(words)
     return Done(code, out.getvalue(), err.getvalue())

@@ -72,6 +72,10 @@ class StopError(Exception):
         self.exit_code = exit_code
 
 
+class ContradictionError(StopError):
+    """The exchange's own answers contradict each other: several orders have one id."""
+
+
 class KeyRefusedError(StopError):
     """The exchange refused the key, one of its permissions, or the account.
 

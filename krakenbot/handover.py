@@ -1,6 +1,6 @@
 """Adopting and flattening a position on a person's request.
 
-The bot's loop must not be running; all but `flatten` need `bot.market.learn` to have run.
+The bot's loop must not be running. For all but `flatten`, `bot.market.learn` must have run.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,11 +66,13 @@ def adopt(bot: Bot, recorded: Decimal, held: Decimal) -> None:
         bot.orders.reconcile()
     except KeyRefusedError:
         raise  # No private request may follow.
-    except StopError:
+    except StopError as error:
         # A person has looked into it: open orders are abandoned unless one may still be executed.
         over = int(clock.now()) - VISIBLE_S
         for intent in journal.open_intents():
-            if intent.deadline > over or _is_open(bot, intent):
+            if intent.deadline > over:
+                raise LaterError(f"order {intent.id} may still be executed: {error}") from error
+            if _is_open(bot, intent):
                 raise
     # The bot's last trade may not be visible yet; adopting too early would miss it.
     newest = journal.newest_intent()

@@ -13,10 +13,11 @@ from decimal import Decimal
 from krakenbot import log
 from krakenbot.accounting import opening_fee
 from krakenbot.alerts import Emit
-from krakenbot.clock import Clock
+from krakenbot.clock import Clock, StopRequestedError
 from krakenbot.decision import Blocked, Plan
 from krakenbot.errors import (
     Cause,
+    ContradictionError,
     ExchangeError,
     KeyRefusedError,
     LaterError,
@@ -170,7 +171,7 @@ class Orders:
         """Halt because of an order, and say what is held if that differs from the journal."""
         halt = self._journal.halt(reason)  # On disk before anything else is asked.
         recorded = self._journal.account().held
-        with suppress(ExchangeError, StopError):
+        with suppress(ExchangeError, StopError, StopRequestedError):
             held = self._held(recorded)
             if held != recorded:
                 self._journal.put(exchange_position=held)
@@ -279,9 +280,7 @@ class Orders:
             self._searches[intent.id] = search.failed(now, isinstance(error, RefusedError))
             log.warning("order lookup failed id=%s reason=%s", intent.id, error)
             return Answer.LOOKUP_FAILED
-        except KeyRefusedError:
-            raise
-        except StopError as error:
+        except ContradictionError as error:
             raise self._halted(str(error)) from error
         self._searches[intent.id] = search.answered(now, is_over)
         self._found = found
@@ -394,9 +393,9 @@ class Orders:
 
     def _contradiction(self, held: Decimal, recorded: Decimal) -> StopError:
         """Halt with both numbers, and return the error that ends the bot."""
-        cause, earning = "closed, opened or liquidated by someone else", dict[str, Decimal]()
+        cause, earning = "was it closed, opened or liquidated by someone else", dict[str, Decimal]()
         if not self._plan.leverage:
-            cause = "sold or moved by someone else, or has Kraken taken a fee in coins"
+            cause = "were coins sold or moved, or did Kraken take a fee in coins"
             earning = earn_balances(self._exchange.balances(), self._market.rules.base)
         why = f": {cause}? Check, then `krakenbot adopt` to continue with what is held"
         if earning:

@@ -11,6 +11,7 @@ from krakenbot.bot import Bot, Check
 from krakenbot.config import Config
 from krakenbot.errors import (
     ConfigError,
+    ContradictionError,
     ExchangeError,
     KeyRefusedError,
     LaterError,
@@ -121,17 +122,23 @@ def _key_info(start: Start, bot: Bot, *, is_known: bool) -> KeyInfo | None:
     For a key that is known from earlier and needed now, None also when it cannot be read for a
     minute: what is held must be looked after.
     """
-    read = bot.exchange.key_info
     try:
-        if is_known and start.info is None:
-            return retry(read, bot.clock, NEEDED_PATIENCE_S)
-        return start.info or read()
-    except (ExchangeError, KeyRefusedError) as error:
-        is_lockout = isinstance(error, KeyRefusedError) and error.lockout
-        if not isinstance(error, RefusedError) and (is_lockout or not is_known):
+        return start.info or bot.exchange.key_info()
+    except RefusedError as error:
+        problem: Exception = error
+    except KeyRefusedError as error:
+        if error.lockout or not is_known:
             raise
-        log.warning("the key's permissions cannot be read reason=%s", error)
-        return None
+        problem = error
+    except ExchangeError:
+        if not is_known:
+            raise
+        try:
+            return retry(bot.exchange.key_info, bot.clock, NEEDED_PATIENCE_S)
+        except LaterError as error:
+            problem = error
+    log.warning("the key's permissions cannot be read reason=%s", problem)
+    return None
 
 
 def refuse_permissions(info: KeyInfo) -> None:
@@ -175,19 +182,25 @@ def check_trades(start: Start, bot: Bot) -> None:
             clock.wait(wait_s)
         _compare_trades(start, bot, since)
     nonces.set_mark(mark)
-    if is_lost and not (start.config.leverage or start.adopts):
+    is_settled = journal.get("minded") or start.config.leverage or start.adopts
+    if start.lock.read() == "live" and not is_settled:
         check_untracked_balance(bot)
-    if is_new:
-        journal.put(created=int(clock.now()))
+    if is_new or not journal.get("minded"):  # The question of a lost journal's coins is settled.
+        journal.put(created=journal.get("created") or int(clock.now()), minded=1)
     start.lock.write("live")
 
 
 def _compare_trades(start: Start, bot: Bot, since: int) -> None:
     journal, exchange = bot.journal, bot.exchange
     own, unseen_until = set(journal.get("foreign_orders").split()), 0
-    # An adoption needs no answer about them: there may be several orders of one id.
-    for intent in () if start.adopts else journal.open_intents():
-        if found := exchange.find(intent.id, intent.created):
+    for intent in journal.open_intents():
+        try:
+            found = exchange.find(intent.id, intent.created)
+        except ContradictionError:
+            if not start.adopts:  # Whatever they traded is taken over.
+                raise
+            continue
+        if found:
             own.add(found.exchange_order_id)
         else:
             unseen_until = max(unseen_until, intent.deadline + VISIBLE_S)
@@ -201,7 +214,7 @@ def _compare_trades(start: Start, bot: Bot, since: int) -> None:
         raise UnansweredError("an open order is not visible everywhere yet")
     # A person who resumes or adopts after this halt has seen these orders. With `created` set to
     # now, the next order is looked up before it is sent: a lost journal may have sent it.
-    seen = {"foreign_orders": " ".join([*sorted(own), *unknown]), "created": now}
+    seen = {"foreign_orders": " ".join([*sorted(own), *unknown]), "created": now, "minded": 1}
     if start.adopts:
         journal.put(**seen)
         log.warning("adopting, with orders that the journal does not know: %s", unknown)
@@ -234,6 +247,7 @@ def check_untracked_balance(bot: Bot) -> None:
             "0, but the bot has traded here before. `krakenbot adopt` takes up to `size` as the "
             "bot's own, `krakenbot resume` nothing",
             created=int(bot.clock.now()),
+            minded=1,
         )
 
 

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from krakenbot import log
-from krakenbot.errors import RefusedError, StopError, UnansweredError
+from krakenbot.errors import ContradictionError, RefusedError, UnansweredError
 from krakenbot.kraken.shape import BROKEN, History, Methods, moment, parse_candles, rows, shape
 from krakenbot.model import (
     ZERO,
@@ -301,7 +301,9 @@ class Spot:
         found = [_execution(key, row) for key, row in orders.items()]
         if len(found) > 1:
             ids = ", ".join(orders)
-            raise StopError(f"the exchange shows several orders for {client_order_id}: {ids}")
+            raise ContradictionError(
+                f"the exchange shows several orders for {client_order_id}: {ids}"
+            )
         if not found:
             return None
         self._placed = {client_order_id: found[0].exchange_order_id}

@@ -18,6 +18,7 @@ from krakenbot.commands.views import decisions
 from krakenbot.errors import (
     Cause,
     ConfigError,
+    ContradictionError,
     KeyRefusedError,
     LaterError,
     RefusedError,
@@ -582,7 +583,7 @@ STARTS: dict[str, list[tuple[int, dict[str, Any], int]]] = {
 
 
 class TestStarts(BotTest):
-    def test_each_is_gone_on_with_as_its_story_says(self) -> None:
+    def test_each_restart_ends_as_its_story_says(self) -> None:
         for story, starts in STARTS.items():
             with self.anew(story):
                 for number, unusual, held in starts:
@@ -708,8 +709,14 @@ class TestUnanswered(BotTest):
     def test_a_halt_is_on_disk_before_what_is_held_is_asked_for(self) -> None:
         self.shows(lambda found: None)
         self.answers("position", Position(), then=StopRequestedError())
-        self.assertRaises(StopRequestedError, self.once)
+        self.assertIn("does not know it", self.stopped(self.once))
         self.assertIn("does not know it", self.journal.get("halted"))
+
+    def test_an_order_that_filled_more_than_was_ordered_halts_with_both_numbers(self) -> None:
+        self.shows(lambda found: found._replace(volume=2 * SIZE))
+        said = self.stopped(self.once)
+        self.assertRegex(said, "filled 0.02, but 0.01 was ordered; the exchange holds 0.01, .* 0$")
+        self.assertEqual(SIZE, Decimal(self.journal.get("exchange_position")))
 
     def test_a_deadline_begins_when_the_order_is_sent_and_not_with_a_lookup_before_it(self) -> None:
         deadlines = list[float]()
@@ -836,7 +843,7 @@ class TestPositionTruth(BotTest):
 
     def test_every_safety_stop_is_on_disk_and_holds_after_a_restart(self) -> None:
         self.exchange.script, shown = ["lost"], self.exchange.find
-        self.answers("find", None, then=StopError("the exchange shows several orders for one id"))
+        self.answers("find", None, then=ContradictionError("several orders of one id"))
         both = "the exchange holds 0.01, the journal records 0"
         self.assertIn(both, self.stopped(self.once, 100))
         self.assertIn("several orders", self.journal.get("halted"))
@@ -982,7 +989,7 @@ class TestFlatten(BotTest):
         self.assertRegex(self.stopped(self.flatten), f"besides what order {intent.id}")
 
     def test_a_contradiction_met_while_flattening_is_on_disk(self) -> None:
-        self.fails("find", error=StopError("several orders"))
+        self.fails("find", error=ContradictionError("several orders"))
         self.stopped(self.flatten)
         self.assertIn("several orders", self.stopped(self.once, 101))
 
@@ -1029,7 +1036,7 @@ class TestAdoption(BotTest):
 
     def test_several_orders_of_one_id_are_given_up_when_a_person_has_looked(self) -> None:
         self.at_the_turn()
-        self.fails("find", error=StopError("several orders"))
+        self.fails("find", error=ContradictionError("several orders"))
         self.stopped(self.once)
         self.clock.time += 3600
         self.adopt()

@@ -42,6 +42,7 @@ from krakenbot.credentials import load_credentials
 from krakenbot.errors import (
     Cause,
     ConfigError,
+    ContradictionError,
     KeyRefusedError,
     LaterError,
     RefusedError,
@@ -311,7 +312,7 @@ class TestUnmanaged(FrontDoor):
 class TestRefusedKey(FrontDoor):
     def test_where_a_bot_has_run_a_key_that_is_refused_once_is_tried_again(self) -> None:
         self.hold()
-        (self.state / "index.json").unlink()  # So that the key's account must be asked for.
+        (self.state / identity.INDEX).unlink()  # So that the key's account must be asked for.
         answers = chain([REFUSED], repeat(None))
         self.answer_with(lambda path: next(answers) if path.endswith("GetApiKeyInfo") else None)
         self.run_once()
@@ -438,7 +439,7 @@ class TestSeveralOrders(FrontDoor):
         self.config = self.config._replace(leverage=2)
         self.hold()
         self.write_lost_order(leverage=2)
-        with self.failing("find", StopError("several orders")):
+        with self.failing("find", ContradictionError("several orders")):
             self.assert_stops("several orders")
             self.time += 1000
             with redirect_stdout(io.StringIO()):

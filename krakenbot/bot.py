@@ -40,7 +40,6 @@ CHECKS_S = 3600.0  # Between two runs of a start check that so far allows only c
 PAGES_MAX, PAGE_S = 10, 6.0  # Ledger pages per check; the REST limit allows a page in 6 s.
 PAGES_BEFORE_S = 20.0  # The ledger is not read this close to the next candle.
 DAY_S = 86400
-
 Check = Callable[["Bot"], str | None]
 
 
@@ -91,6 +90,7 @@ class Bot:
         self.window = CandleWindow(exchange, clock, plan.interval_s, plan.candles_min)
         self._ledger = Ledger(exchange, journal, clock)
         self._books_kept, self._checked = float("-inf"), clock.monotonic()
+        self._newest_close: Decimal | None = None
 
     def run(self, *, once: bool = False, patience_s: float = 300.0) -> None:
         """Decide on every finished candle until StopRequestedError; with `once`, on one candle.
@@ -294,7 +294,7 @@ class Bot:
     def _work(self, candle: Candle, signal: Signal) -> float | None:
         """Decide and send until on target; return when to continue with this candle, or None."""
         not_now: dict[Purpose, Blocked] = {}
-        self.market.last_close = candle.close
+        self._newest_close = candle.close
         sent, held = 0, self.orders.position()
         while True:
             decision = self._decide(candle, signal, held, not_now)
@@ -394,10 +394,10 @@ class Bot:
         for attempt in range(2):
             if attempt and held:
                 self.clock.wait(LOSS_PAUSE_S)
-            quote = self.market.quote(to_close=True)
+            quote = self.market.quote()
             is_wide = quote.spread_percent > self.plan.limits.max_spread_percent
             better = quote.ask if held > 0 else quote.bid
-            certain = [better, self.market.last_close or better] if is_wide else [quote.mid]
+            certain = [better, self._newest_close or better] if is_wide else [quote.mid]
             pnl = self.journal.account().pnl
             loss = Decimal(began) - pnl(quote.mid)
             if loss < limit or Decimal(began) - min(map(pnl, certain)) < limit:

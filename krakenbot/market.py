@@ -38,7 +38,6 @@ class MarketState:
         self.fee_rate, self.margin_rates = FEE_RATE_ASSUMED, MarginRates()
         self.assumed = ""  # Which of these are assumed, in words.
         self.status = "online"
-        self.last_close: Decimal | None = None  # Of the newest candle decided on.
         self.clock_offset_s = 0.0  # The exchange's time minus the host's.
         self.notices: tuple[str, ...] = ()  # What the exchange announces: emergencies, maintenance.
         # How each part is read, and how old it may become, in seconds.
@@ -158,19 +157,15 @@ class MarketState:
             assumed += [f"a margin rate of {plain(100 * MARGIN_RATE_ASSUMED)} % is assumed"]
         self.assumed = "; ".join(assumed)
 
-    def quote(self, *, to_close: bool = False) -> Quote:
-        """Return bid and ask.
-
-        To close or to judge a loss, the last close known will do if they cannot be read.
-        """
+    def quote(self) -> Quote:
+        """Return bid and ask; while flattening, the last price known if they cannot be read."""
         try:
             return self._exchange.quote()
         except ExchangeError:
             equity = self._journal.newest_equity()
-            known = self.last_close or (equity and equity.price)
-            if known is None or not (to_close or self._journal.get("flatten")):
+            if equity is None or not self._journal.get("flatten"):
                 raise
-            return Quote(known, known)
+            return Quote(equity.price, equity.price)
 
     def fair_price(self) -> Decimal:
         """Return the last close known, or the price of the quote nearest to it: none is absurd."""
@@ -193,7 +188,7 @@ class MarketState:
                 raise
         return RiskInputs(
             system_status=self.status,
-            quote=self.quote(to_close=closes),
+            quote=self.quote(),
             rules=self.rules,
             held=held,
             summary=None if closes else self._exchange.summary(on_margin),

@@ -510,19 +510,6 @@ class TestOneMethodThatFails(BotTest):
         self.run_for(600)
         self.assert_held(ZERO)
 
-    def test_a_turn_is_closed_although_no_quote_is_answered(self) -> None:
-        self.at(DOWN)
-        self.fails("quote")
-        self.run_for(600)
-        self.assert_held(ZERO)
-
-    def test_without_a_quote_the_newest_close_shows_the_loss(self) -> None:
-        self.exchange.close = lambda number: Decimal(40_000)
-        self.fails("quote")
-        self.at(106)
-        self.assertIn("max_loss is 50", self.stopped(self.bot().run))
-        self.assert_held(ZERO)
-
     def test_a_flatten_goes_on_after_a_restart_although_no_quote_is_answered(self) -> None:
         self.journal.put(flatten="max_loss reached")
         self.fails("quote")

@@ -1,9 +1,10 @@
-"""Whether the bot runs, and since when: its lock says so, and what `run` records in the journal.
+"""Whether the bot runs, and since when: `run` records it in the journal, `status` reads it.
 
 Times of the process are by the host's clock, times of the market by the exchange's.
 """
 
 import fcntl
+import os
 import re
 import time
 from contextlib import suppress
@@ -15,7 +16,6 @@ from krakenbot.bot import Event
 from krakenbot.clock import Clock
 from krakenbot.errors import StopError
 from krakenbot.journal import Journal
-from krakenbot.lock import BY_BOT
 
 OVERDUE_S = 300.0
 UNITS = ("base", "quote", "pair_decimals")
@@ -51,7 +51,8 @@ class Presence:
     def __init__(self, journal: Journal, clock: Clock, interval_s: int) -> None:
         self._journal, self._clock, self._interval_s = journal, clock, interval_s
         values = dict.fromkeys(("next_decision", "ended", "exit_code", "end_reason", "seen"))
-        journal.put(**values, started=int(time.time()), interval=interval_s // 60)
+        began = {"started": int(time.time()), "pid": os.getpid(), "interval": interval_s // 60}
+        journal.put(**values, **began)
 
     def __call__(self, event: Event) -> None:
         if event.kind == "start":
@@ -74,34 +75,41 @@ def read_life(journal: Journal, lock_file: Path, clock_speed: float) -> Life:
 
     `clock_speed` is in simulated seconds per real second.
     """
-    keys = ("started", "ended", "exit_code", "seen", "seen_wall", "next_decision")
+    keys = ("started", "pid", "ended", "exit_code", "seen", "seen_wall", "next_decision")
     values = {key: int(text) for key in keys if (text := journal.get(key))}
     now = wall = int(time.time())
     if "seen" in values:  # A sandbox has its own time, which may run faster.
         now = values["seen"] + int((wall - values["seen_wall"]) * clock_speed)
-    bot, due = holder(lock_file), values.get("next_decision")
-    if "started" not in values or "ended" in values or not bot.endswith(BY_BOT):
+    pid, due = values.get("pid"), values.get("next_decision")
+    if "ended" in values or pid is None or holder(lock_file) not in (pid, 0):
         since = values.get("ended", values.get("seen_wall", values.get("started")))
         reason = journal.get("end_reason") or None
         return Life(State.STOPPED, None, since, None, values.get("exit_code"), reason, now)
     is_overdue = due is not None and (now - due) / clock_speed > OVERDUE_S
     state = State.STALE if is_overdue else State.RUNNING
-    pid = int(re.findall("pid ([0-9]+)", bot)[0])
     return Life(state, pid, values["started"], due, None, None, now)
 
 
-def is_locked(path: Path) -> bool:
-    """Return whether a process holds this lock; False when there is no such file."""
+def is_locked(path: Path, *, if_unknown: bool = True) -> bool:
+    """Return whether a process holds this lock; False when there is no such file.
+
+    Some file systems cannot tell: then the answer is `if_unknown`.
+    """
     try:
-        with path.open("rb") as file:
+        file = path.open("rb")
+    except OSError:
+        return False
+    with file:
+        try:
             fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return isinstance(error, BlockingIOError)  # Without locks no bot can run at all.
+        except OSError as error:
+            return if_unknown or isinstance(error, BlockingIOError)
     return False
 
 
-def holder(path: Path) -> str:
-    """Return which process holds this lock, in the words of the lock file; "" if it is free."""
+def holder(path: Path) -> int | None:
+    """Return the id of the process that holds this lock, 0 if it does not say; None if free."""
     if not is_locked(path):
-        return ""
-    return path.read_text(encoding="ascii", errors="replace").partition("\n")[2].strip()
+        return None
+    found = re.search(r"\npid (\d+)", path.read_text(encoding="ascii", errors="replace"))
+    return int(found[1]) if found else 0

@@ -19,10 +19,10 @@ from krakenbot.config_reader import load_config
 from krakenbot.errors import ExchangeError, HeldError, LaterError, StopError
 from krakenbot.format import asset, volume
 from krakenbot.journal_file import open_journal, open_read_only
-from krakenbot.lock import BY_BOT, Lock
+from krakenbot.lock import Lock
 from krakenbot.log import clean
 from krakenbot.model import ZERO
-from krakenbot.presence import holder, is_locked
+from krakenbot.presence import State, is_locked, read_life
 from krakenbot.retry import LOCKOUT_S
 
 EXAMPLE = "krakenbot flatten --live; krakenbot adopt; krakenbot resume"
@@ -93,7 +93,7 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
     require_live(config, arguments.live)
     # Without a journal only a live account can hold something.
     path = journals.find(config) if config.mode == "live" else journals.journal_path(config)
-    if path is not None and holder(path.with_suffix(".lock")).endswith(BY_BOT):
+    if path is not None and _is_running(config, path):
         code = _ask_the_bot(config, path, arguments)
         if code is not None:
             return code
@@ -134,6 +134,12 @@ def _flatten(config: Config, arguments: argparse.Namespace) -> int:
                 left += f"; {_holdings(parts)[2]}"
         print(f"{left}. The bot is halted: `krakenbot resume` lets it trade again")
     return 0
+
+
+def _is_running(config: Config, path: Path) -> bool:
+    with closing(open_read_only(path)) as journal:
+        life = read_life(journal, path.with_suffix(".lock"), config.exchange.clock_speed)
+    return life.state is not State.STOPPED
 
 
 def _agreed(arguments: argparse.Namespace, clock: Clock) -> bool:
@@ -193,7 +199,7 @@ def _ask_the_bot(config: Config, path: Path, arguments: argparse.Namespace) -> i
         pending = preview.unresolved(journal)
     print(f"a running bot holds {volume(held, base)} and will be asked to close it")
     if pending:
-        print(f"  {pending}: more or less may be held")
+        print(f"  {pending}: the position may be larger or smaller")
     clock = Clock(config.exchange.clock_speed)
     if held:
         spot = spot_of(config, client_of(config, clock))

@@ -135,7 +135,7 @@ def _install(given: str | None) -> Iterator[Step]:
     yield _write(WRAPPER, wrapper.encode(), 0o755, "a command that runs it")
     if keeps and given and os.path.realpath(given) != os.path.realpath(file):
         yield _note(f"keeps {file}; {given} was not read")
-    files |= {name: b"" for name in KEYS if not os.path.lexists(f"{FOLDER}/{name}")}
+    files = {name: b"" for name in KEYS if not os.path.lexists(f"{FOLDER}/{name}")} | files
     kinds = {"config.toml": f"mode {config.mode}, {config.pair}"}
     kinds |= dict.fromkeys(KEYS, "empty, for you to fill in")
     for name, data in files.items():
@@ -205,9 +205,8 @@ def _uninstall(purge: bool) -> Iterator[Step]:
     Raises ConfigError while a bot runs, holds something or has unresolved orders.
     """
     _refuse_while_held()
-    yield "check that no other unit's bot runs", partial(_refuse_while_running, 1)
     yield _systemctl("disable", "--now", "krakenbot")
-    yield "check that no bot runs any more", partial(_refuse_while_running, 0)
+    yield "check that no other unit's bot runs", _refuse_while_running
     _refuse_while_held()  # The bot may have traded until it ended.
     for path in (UNIT_FILE, WRAPPER, str(Path(PROGRAM).parent)):
         yield _remove(path)
@@ -220,16 +219,13 @@ def _uninstall(purge: bool) -> Iterator[Step]:
         yield _note(f"{FOLDER} and {STATE} stay: configuration, keys, journal")
 
 
-def _refuse_while_running(most: int) -> None:
-    """Raise ConfigError while more than `most` processes hold a lock."""
-    # One for each process ("pid 7, since ..."): a bot holds the locks of its journal and its key.
-    files = {holder(file).partition(",")[0]: file for file in sorted(Path(STATE).glob("*.lock"))}
-    held = [f"{file} is held ({process})" for process, file in files.items() if process]
-    if len(held) > most:
-        raise ConfigError(
-            f"{'; '.join(held)}: a bot or a command still runs. Stop it first: systemctl stop its "
-            "service, or kill that process"
-        )
+def _refuse_while_running() -> None:
+    for file in sorted(Path(STATE).glob("*.lock")):
+        if (pid := holder(file)) is not None:
+            raise ConfigError(
+                f"{file} is held (pid {pid}): a bot or a command still runs. Stop it first: "
+                "systemctl stop its service, or kill that process"
+            )
 
 
 def _refuse_while_held() -> None:
@@ -251,8 +247,8 @@ def _note(text: str) -> Step:
 def _write(path: str, data: bytes, mode: int, what: str) -> Step:
     def do() -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if os.path.islink(path):
-            os.unlink(path)  # What it leads to is somebody else's.
+        if os.path.islink(path) or not os.path.isfile(path):
+            Path(path).unlink(missing_ok=True)  # What a link leads to is somebody else's.
         write_output(Path(path), data, mode)
 
     return f"write {path} (mode {mode:03o}): {what}", do
@@ -336,15 +332,18 @@ def packed() -> bytes:
     """
     root, memory = Path(__file__).parents[2], io.BytesIO()
     if root.is_file():  # The program runs from its archive.
-        return root.read_bytes()
-    found = [path for path in (root / "krakenbot").rglob("*.*") if path.suffix in PACKED]
-    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in found}
-    files["__main__.py"] = files["krakenbot/__main__.py"]
+        with zipfile.ZipFile(root) as archive:
+            found = {name: archive.read(name) for name in archive.namelist()}
+    else:
+        paths = filter(Path.is_file, (root / "krakenbot").rglob("*"))
+        found = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    names = [name for name in found if name.startswith("krakenbot/") and name.endswith(PACKED)]
+    found["__main__.py"] = found["krakenbot/__main__.py"]
     with zipfile.ZipFile(memory, "w") as archive:
-        for name in sorted(files):
+        for name in sorted([*names, "__main__.py"]):
             entry = zipfile.ZipInfo(name, NEVER)
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
-            archive.writestr(entry, files[name])
+            archive.writestr(entry, found[name])
     return memory.getvalue()
 
 

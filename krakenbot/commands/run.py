@@ -87,7 +87,8 @@ def _trade(config: Config, parts: Parts, notifier: Notifier, once: bool) -> None
 
     def progress() -> None:
         notifier.alive()
-        if is_locked(parts.path.with_suffix(".flatten")):  # `krakenbot flatten` asks.
+        # `krakenbot flatten` holds this lock while it asks. If that cannot be known, nobody asks.
+        if is_locked(parts.path.with_suffix(".flatten"), if_unknown=False):
             raise FlattenRequestedError
 
     parts.clock.progress = progress

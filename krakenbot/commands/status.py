@@ -172,9 +172,10 @@ def _process(status: Mapping[str, Any]) -> str:
 def _next(status: Mapping[str, Any]) -> str:
     due = status["next_decision"]
     if due is None:
-        wait_s = DEADLINE_S + VISIBLE_S
-        starts = f"starting: it may wait up to {wait_s} s, until any earlier order is visible"
-        return "" if status["state"] is State.STOPPED else starts
+        if status["state"] is State.STOPPED:
+            return ""
+        wait = f"it may wait up to {DEADLINE_S + VISIBLE_S} s, until any earlier order is visible"
+        return f"starting: {wait}" if status["mode"] == "live" else "starting"
     left = due - status["now"]
     when = f", in {duration(left)}" if left > 0 else ", now"
     if status["state"] is State.STALE:
@@ -188,7 +189,7 @@ def _position(status: Mapping[str, Any]) -> str:
     if held != recorded:
         return compared(held, recorded, status["base"])
     if status["unresolved"]:
-        return f"not known while an order is unresolved; recorded is {text}"
+        return f"unknown while an order is unresolved; the journal records {text}"
     if held and price is not None:
         text += f", worth {money(abs(held) * price, status['quote'])} at the last close"
     return text if held else "nothing is held"

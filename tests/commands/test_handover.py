@@ -12,6 +12,7 @@ import unittest
 from collections.abc import Callable
 from decimal import Decimal as D
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 from krakenbot import retry
@@ -19,9 +20,9 @@ from krakenbot.clock import Clock
 from krakenbot.commands import handover
 from krakenbot.commands.preview import describe_trade
 from krakenbot.journal_file import open_journal
-from krakenbot.lock import BY_BOT, Lock
+from krakenbot.lock import Lock
 from krakenbot.model import Quote
-from krakenbot.presence import is_locked
+from krakenbot.presence import Presence, State, is_locked
 from tests import slow
 from tests.commands.called import Done, Terminal, call
 from tests.commands.program import LIVE, Gate, ProgramTest
@@ -355,6 +356,7 @@ class TestAsking(Folder):
     def setUp(self) -> None:
         super().setUp()
         self.journal.put()
+        Presence(self.journal, Clock(), 60)
         self.bot = Lock(self.lock, "the bot", by_bot=True)
         self.addCleanup(self.bot.close)
         self.request = self.path.with_suffix(".flatten")
@@ -490,4 +492,4 @@ def _shorten_lockout() -> None:
 
 
 def _pretend_that_it_runs() -> None:
-    handover.holder = lambda _: f"pid 7{BY_BOT}"  # As until just now.
+    handover.read_life = lambda *_: SimpleNamespace(state=State.RUNNING)  # As until just now.

@@ -398,16 +398,5 @@ class TestInstall(unittest.TestCase):
         self.assertIn(f"(pid {os.getpid()})", self.do("uninstall", "--purge", code=78))
         self.assertIn("opt/krakenbot/krakenbot.pyz", self.files())
 
-    def test_uninstall_stops_a_service_only_while_no_other_unit_s_bot_runs(self) -> None:
-        self.do("install", "--systemd")
-        for pid, name, stops in ((7, "key-1", 1), (7, "live-XBTUSD", 1), (8, "live-ETHUSD", 0)):
-            path = Path(command.STATE, f"{name}.lock")
-            self.addCleanup(Lock(path, "it").close)
-            path.write_text(path.read_text().replace(f"pid {os.getpid()},", f"pid {pid},"))
-            self.systemctl.reset_mock()
-            with self.subTest(name):
-                self.assertIn(f"{name}.lock is held (pid {pid})", self.do("uninstall", code=78))
-                self.assertEqual(stops, self.systemctl.call_count)
-
     def journal(self) -> Journal:
         return open_journal(Path(command.STATE, "live-api.kraken.com-XBTUSD.db"))

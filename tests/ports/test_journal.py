@@ -576,7 +576,8 @@ class TestLock(Folder):
         with mock.patch("fcntl.flock", side_effect=OSError(errno.ENOLCK, "no locks available")):
             with self.assertRaisesRegex(ConfigError, "cannot be used: no locks available"):
                 Lock(self.path, "the journal")
-            self.assertFalse(is_locked(request), "a bot would flatten")
+            self.assertTrue(is_locked(request))
+            self.assertFalse(is_locked(request, if_unknown=False), "a bot would flatten")
 
     def test_what_is_written_outlives_the_holder(self) -> None:
         path = self.folder / "key.lock"

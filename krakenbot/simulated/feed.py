@@ -62,10 +62,14 @@ class Series:
         """Return the number of the candle in which `time` falls; the first one has number 0."""
         return int((time - self.first) // self.interval_s)
 
+    def row(self, number: int) -> Numbers:
+        """Return a candle of the feed, whatever was set by hand."""
+        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
+        return self._made[number]
+
     def _seen(self, number: int, now: float) -> Numbers:
         """Return a candle as it is at `now`; until its end the feed stays at the open."""
-        self._made += islice(self._source, max(number + 1 - len(self._made), 0))
-        row, begin = self._made[number], self.first + number * self.interval_s
+        row, begin = self.row(number), self.first + number * self.interval_s
         end = begin + self.interval_s
         if end <= now and len(self.by_hand) == 1:
             return row
@@ -178,13 +182,16 @@ class Feed:
         return Quote(price - step, price + step)
 
     def ended(self, rules: PairRules, since: float, until: float) -> Iterator[Span]:
-        """Yield the intervals that ended from `since` to `until`."""
+        """Yield the feed's intervals that ended from `since` to `until`; none while a price is set.
+
+        What was set by hand within them is left out: it may be older than a position.
+        """
         series = self.series(rules)
-        begin, step_s = series.first, series.interval_s
-        first, stop = (begin + series.number(time) * step_s for time in (since, until))
-        for start in range(first, stop, step_s):
-            bar = series.bar(start, step_s, until)
-            yield math.nextafter(start + step_s, 0), bar.open, bar.low, bar.high
+        if series.by_hand[-1][1] is None:
+            for number in range(series.number(since), series.number(until)):
+                opened, high, low, *_ = series.row(number)
+                end = series.first + (number + 1) * series.interval_s
+                yield math.nextafter(end, 0), exact(opened), exact(low), exact(high)
 
     def _time(self, _: Params) -> Any:
         now = int(self.now()) + self.clock_off_s

@@ -108,6 +108,8 @@ class _Connection(BaseHTTPRequestHandler):
         if int(length) > BODY_MAX:
             return self.send_error(413)
         body = self.rfile.read(int(length))
+        if len(body) != int(length):
+            raise ConnectionError("the client hung up within a body")
         try:
             answer = self.server.respond(self.command, self.path, headers, body)
         except TimeoutError:

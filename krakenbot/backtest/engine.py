@@ -30,8 +30,8 @@ WAKE_DELAY_S = 1
 LOSS_PAUSE_S = 10
 ROUNDS_MAX = 3
 UNFILLED_MAX = 5
-# When a candle ended and the next one began; that one's open and volume; high, low and close of the
-# one that ended, and the strategy's view after it.
+# The start of the new candle, its open and volume; high, low and close of the finished one, and the
+# strategy's view after it.
 Tick = tuple[int, float, float, float, float, float, Direction | None]
 _NAMES = {way.value: way.name.lower() for way in Direction}
 
@@ -223,8 +223,8 @@ class Replay:
     def _reverse(self, tick: Tick) -> bool:
         """Reverse the position at the open, or return False if a check might refuse that.
 
-        What the checks say of a direction's orders hangs only on the money, the price and the
-        number of orders, once they have let `size` be opened.
+        Once the checks have let `size` be opened in a direction, only the money, the price and the
+        number of orders can make them refuse it.
         """
         time, opened, volume, _, _, _, direction = tick
         now, orders = time + WAKE_DELAY_S, 1 if self.plan.one_order else 2

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from krakenbot.backtest.columns import BadDataError, Columns, candles_of
+from krakenbot.format import moment
 from krakenbot.pairs import plain
 
 _JSON = ".json"  # Saved answers, also as .json.gz.
@@ -223,8 +224,10 @@ def _parse_or_refuse(block: bytes, names: Names, source: Source, number: int) ->
             except (ValueError, ArithmeticError) as error:
                 shown = f"{line[:80].decode('ascii', 'replace')!r} is not a candle: {error}"
                 raise BadDataError(f"{source}:{at}: {shown}") from None
-        why = "do lines end in CR alone, or are times in two units?"  # Each alone can be read.
-        raise BadDataError(f"{source}:{number}: from here on, {odd}; {why}") from None
+        why = "do lines end in CR alone, or are some times in seconds and others not?"
+        raise BadDataError(
+            f"{source}:{number}: these lines do not go together ({why}): {odd}"
+        ) from None
 
 
 def _parse(block: bytes, names: Names) -> Columns:
@@ -296,9 +299,9 @@ def _in_words(rows: Columns, source: Source, number: int) -> Iterator[tuple[int,
 def _check_known(time: int, where: str, words: str, known: dict[int, tuple[str, str]]) -> None:
     """Raise BadDataError unless an earlier file has the same candle."""
     if time not in known:
-        raise BadDataError(f"{where}: time {time} is in a gap of a file that begins earlier")
+        raise BadDataError(f"{where}: {moment(time)} is in a gap of a file that begins earlier")
     if known[time][1] != words:
-        what = f"the candle of {time} (open high low close volume)"
+        what = f"the candle of {moment(time)} (open high low close volume)"
         both = f"{' has '.join(known[time])}, {where} has {words}"
         raise BadDataError(f"two files disagree about {what}: {both}")
 

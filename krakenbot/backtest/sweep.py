@@ -86,7 +86,7 @@ def cells_of(
         series[minutes] = made
     _shared[:] = [(setting, series, spans)]
     with ProcessPoolExecutor(mp_context=get_context("fork"), initializer=_follow_parent) as pool:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        on_term = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # Until the workers are forked.
             futures = [pool.submit(_cell, keys) for keys in runs]
@@ -96,6 +96,8 @@ def cells_of(
             for worker in active_children():
                 worker.terminate()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, on_term)
 
 
 def is_sound(result: Result) -> bool:

@@ -4,15 +4,16 @@ A table is a title, the names of its columns (| marks one of numbers), its rows,
 which their cells are shaded.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import chain
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from krakenbot import format
 from krakenbot.backtest.columns import Columns, exact
-from krakenbot.backtest.engine import Replay
+from krakenbot.backtest.engine import WAKE_DELAY_S, Replay
 from krakenbot.backtest.result import YEAR_S, Fill, Result, Trip
 from krakenbot.backtest.sweep import Cell, Setting, Step, best_of, is_sound
 from krakenbot.commands import in_columns
@@ -238,20 +239,13 @@ def write_run(
     path: Path, setting: Setting, replay: Replay, parts: Iterable[Columns], notes: Sequence[str]
 ) -> Result:
     """Feed the parts to the replay, write the page about it, and return the result."""
-    points, held = list[Point](), 0.0
-    for part in parts:
-        at = 0
-        while at < len(part.times):
-            step = max(1, replay.record.candles // COLUMNS)  # Ever further apart.
-            piece = part.cut(at, at + step)
-            replay.feed(piece)
-            at += step
-            time, price = piece.times[-1], piece.opens[-1]
-            net = replay.equity(exact(price)) - replay.costs.balance
-            points.append(Point(time, price, float(net), float(net + replay.paid), held))
-            held = float(replay.held)
+    points = [*_points(replay, parts)]
     result, trips, still_open = replay.result(), replay.record.trips, replay.record.entry
-    points.append(Point(result.end, piece.closes[-1], float(result.net), float(result.gross), held))
+    lost_at = trips[-1].exit.time if trips and trips[-1].exit.reason == "liquidated" else inf
+    # The end of the candles charges rollovers, too. One that liquidated has no value at its close.
+    final = {"net": float(result.net), "gross": float(result.gross)}
+    since = min(result.end, lost_at - WAKE_DELAY_S)
+    points = [point._replace(**final) if point.time >= since else point for point in points]
     orders = [*chain(*(((trip.entry, "open"), (trip.exit, "close")) for trip in trips))]
     orders += [(still_open, "open")] if still_open else []
     report = Report(
@@ -273,6 +267,21 @@ def write_run(
     )
     write_page(path, pages.render(report))
     return result
+
+
+def _points(replay: Replay, parts: Iterable[Columns]) -> Iterator[Point]:
+    """Feed the parts to the replay and yield points, the further apart the longer the run is."""
+    count = 0
+    for part in parts:
+        at = 0
+        while at < len(part.times):
+            step = max(1, count // COLUMNS)
+            piece = part.cut(at, at + step)
+            replay.feed(piece)
+            at, count = at + step, count + len(piece.times)
+            net = replay.equity(exact(piece.closes[-1])) - replay.costs.balance
+            results = float(net), float(net + replay.paid)
+            yield Point(piece.end, piece.closes[-1], *results, float(replay.held))
 
 
 def write_sweep(

@@ -1,6 +1,6 @@
 """Which journal belongs to which pair and account, by the exchange's own ids, not by spelling.
 
-These ids are kept in `index.json` in the state directory, so that commands without network find
+These ids are kept in `index.jsonl` in the state directory, so that commands without network find
 the same journal: the pair that a spelling means, the account of a key, and pair and account of
 each journal. Journals of 0.2.0 have only a spelling in their names.
 """
@@ -22,7 +22,8 @@ from krakenbot.kraken.signing import fingerprint
 from krakenbot.lock import Lock, no_access, open_private
 from krakenbot.model import Secret
 
-INDEX = "index.json"  # JSON objects, each from the start of a line; a later one counts.
+# JSON objects, one a line; the last entry of a key counts. Up to 0.3.7 there was one object.
+INDEX, FORMER_INDEX = "index.jsonl", "index.json"
 
 
 class Identity(NamedTuple):
@@ -41,11 +42,12 @@ def account_name(text: str) -> str:
 def recall(config: Config, kind: str, name: str) -> str:
     """Return what is stored under `kind` ("pair", "account" or "journal") and name, or ""."""
     index = dict[str, object]()
-    with suppress(OSError):
-        text = (config.state_directory / INDEX).read_text(encoding="utf-8", errors="replace")
-        for entries in re.split(r"\n(?={)", text):
-            with suppress(ValueError, TypeError):  # Half of one, after a power failure.
-                index |= json.loads(entries)
+    for file in (FORMER_INDEX, INDEX):
+        with suppress(OSError):
+            text = (config.state_directory / file).read_text(encoding="utf-8", errors="replace")
+            for entries in text.splitlines() if file == INDEX else [text]:
+                with suppress(ValueError, TypeError):  # Half of one, after a power failure.
+                    index |= json.loads(entries)
     return str(index.get(_entry(config, kind, name), ""))
 
 
@@ -145,7 +147,7 @@ def _known(config: Config) -> Iterator[tuple[Path, Identity]]:
         pair, _, account = recall(config, "journal", stem).partition(" ")
         if not pair:  # Only its name is known. 0.2.0 named it by the spelling in the settings.
             spelling, _, account = stem.removeprefix(prefix).partition("-")
-            pair = recall(config, "pair", spelling) or spelling
+            pair = recall(config, "pair", spelling) or spelled(spelling)
         yield folder / f"{stem}.db", Identity(pair, account)
 
 

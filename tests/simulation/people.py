@@ -261,7 +261,7 @@ class People:
             self.back_up()
         if self.random.random() < 0.02 and not self.world.setting.alone:
             # It must be learned again whose journal is whose.
-            (self.folder / "state" / "index.json").unlink(missing_ok=True)
+            (self.folder / "state" / "index.jsonl").unlink(missing_ok=True)
 
     def back_up(self) -> None:
         """Keep a copy of the journals as they are now."""
@@ -282,7 +282,7 @@ class People:
         if (what == "backup" and not kept) or (what in ("damaged", "older") and not is_alone):
             return
         if what == "older":
-            (state / "index.json").unlink(missing_ok=True)
+            (state / "index.jsonl").unlink(missing_ok=True)
             make_older(files[0], world.rules.altname)
             world.counts["journals: older"] += 1
             world.note("hands", "the journal is of 0.2.0")

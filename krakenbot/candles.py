@@ -46,7 +46,7 @@ class CandleWindow:
     def read(self) -> Sequence[Candle]:
         """Return the finished candles known, after one request if the newest is not among them."""
         if max(self._candles, default=0) < self._newest_start():
-            self._fetch()
+            self._fetch(self._newest_start())
         return self.known()
 
     def _newest_start(self) -> int:
@@ -60,12 +60,12 @@ class CandleWindow:
         """Return the finished candles known, without a request."""
         return fill([*self._candles.values()], self._interval_s)[-OHLC_ROWS_MAX:]
 
-    def _fetch(self) -> None:
+    def _fetch(self, expected: int) -> None:
         """Request candles from the first recent gap on, else those after the newest known."""
-        step_s, expected = self._interval_s, self._newest_start()
-        known, begin = max(self._candles, default=0), expected - (OHLC_ROWS_MAX - 2) * step_s
-        if known < begin:
-            self._candles = {}  # No answer would reach back to them.
+        step_s, known = self._interval_s, max(self._candles, default=0)
+        begin = expected - (OHLC_ROWS_MAX - 2) * step_s
+        if expected - known > (OHLC_ROWS_MAX // 2) * step_s:
+            known, self._candles = 0, {}
         elif len(self._candles) >= self._needed:
             young = expected - HOLE_YOUNG * step_s
             holes = (a for a, b in pairwise(self._candles) if b - a > step_s and a >= young)

@@ -22,7 +22,7 @@ CONNECT_MAX_S = 4.0  # For one address while there are others to try.
 LOOK_S = 0.25  # How often a slow name lookup checks for a request to stop.
 _BROKEN = (OSError, ValueError, RuntimeError, http.client.HTTPException)
 _lookups: dict[tuple[str, int], futures.Future[list[Any]]] = {}
-_answering: dict[tuple[str, int], Any] = {}  # By host, the address that answered last.
+_answering: dict[str, Any] = {}  # By host, the address that answered last.
 
 
 class UrllibTransport(urllib.request.AbstractHTTPHandler):
@@ -66,7 +66,7 @@ class UrllibTransport(urllib.request.AbstractHTTPHandler):
                 problem = f"{response.length} bytes of it are missing"
             else:
                 return response.status, answer
-        _answering.clear()  # Another address may answer.
+        _answering.pop(urlsplit(url).hostname or "", None)  # Another address may answer.
         # Raised outside of `except`, because a library error can quote a header.
         raise UnansweredError(f"no complete answer from {host}: {problem}")
 
@@ -125,7 +125,7 @@ class _Connection(http.client.HTTPConnection):
         host = self.host, self.port
         try:
             addresses = _look_up(host, self._deadline, self._is_stopping)
-            addresses.sort(key=lambda address: address != _answering.get(host))
+            addresses.sort(key=lambda address: address != _answering.get(self.host))
             while True:
                 address = addresses.pop(0)
                 try:
@@ -139,7 +139,7 @@ class _Connection(http.client.HTTPConnection):
         except _BROKEN as error:
             problem = f"{self.host} cannot be reached: {_name(error)}"
             raise LaterError(problem, cause=Cause.UNREACHABLE) from None
-        _answering[host] = address
+        _answering[self.host] = address
         self.response_class = partial(_Response, self._deadline)
 
     def _connect_to(self, address: Any, others: int) -> None:

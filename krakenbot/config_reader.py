@@ -237,6 +237,8 @@ def _expanded(path: Path, environ: Mapping[str, str]) -> Path:
     if not str(path).startswith("~"):
         return path
     home = environ.get("HOME", "")
-    if path.parts[0] != "~" or not home.startswith("/"):
-        raise ValueError(f"'{path}': of ~ only ~/ is known, and $HOME must be set")
+    if path.parts[0] != "~":
+        raise ValueError(f"'{path}': only ~/ is known")
+    if not home.startswith("/"):
+        raise ValueError(f"'{path}': $HOME is not set to an absolute path")
     return Path(home, *path.parts[1:])

@@ -97,7 +97,7 @@ shown by two-step:AddOrder=death-after
 orders: Orders.reconcile(self): pass
 
 a refused order counts as filled
-shown by 4
+shown by 2
 journal: Journal.conclude(self, intent, outcome, now, found=None, note="", opening_fee=ZERO):
     if outcome is Outcome.REFUSED:
         found = Execution("", OrderStatus.CLOSED, intent.volume, intent.volume, ZERO)
@@ -129,7 +129,7 @@ shown by two-step:AddOrder=late-fill
 orders: next_attempt(*question): pass
 
 refusals go on for ever
-shown by 7
+shown by 19
 orders: next_attempt(newest_first, *more):
     ended = newest_first[0].outcome if newest_first else None
     is_refused = ended in (Outcome.REFUSED, Outcome.REFUSED_FOR_NOW_NO_ORDER)
@@ -167,7 +167,7 @@ orders: Orders._look_up(self, intent):
     return Answer.FOUND_FINAL
 
 a new process believes its first empty answer
-shown by 4
+shown by 51
 orders: Orders.reconcile(self):
     if not vars(self).get("is_old"):
         for intent in self._journal.open_intents():
@@ -242,13 +242,13 @@ journal: Journal.is_charged(self, charge_id): return False
 # the wire
 
 an error of unknown text is a refusal
-shown by no margin:AddOrder#1=unknown,OpenOrders=lag,ClosedOrders=lag
+shown by two-step:AddOrder#3=unknown,OpenOrders=lag,ClosedOrders=lag
 kraken.client: _verdict(failure):
     verdict = original(failure)
     return (REFUSED, Cause.OTHER) if verdict[0] == UNKNOWN else verdict
 
 a page in place of JSON is a refusal
-shown by two-step:AddOrder#2=html,OpenOrders=lag,ClosedOrders=lag
+shown by two-step:AddOrder#1=html,OpenOrders=lag,ClosedOrders=lag
 kraken.client: result_of(method, status, body, **more):
     if method == "AddOrder" and not body.startswith(b"{"):
         raise RefusedError("a page")

@@ -69,7 +69,9 @@ class Ledger:
             self.is_read = self._read_spans(iter(range(pages)))
             self.refused = self.unread = ""
         except ExchangeError as error:
-            self.unread = f"margin fees are not in the books, the ledger cannot be read: {error}"
+            self.unread = (
+                f"margin fees are not booked, nor in max_loss: the ledger cannot be read ({error})"
+            )
             log.warning("ledger not read reason=%s", error)
         except KeyRefusedError as error:
             if error.lockout:

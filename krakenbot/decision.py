@@ -8,7 +8,7 @@ from krakenbot.model import ZERO, Direction, Purpose, Side, Signal, Step, Strate
 from krakenbot.pairs import PairRules, plain
 from krakenbot.risk import Limits
 
-DUST = 10  # What is held below this part of `size` is left alone if it is below the minimum.
+DUST = 10  # Less than `size` / DUST is left alone if it is below the exchange's minimum.
 
 
 class Plan(NamedTuple):

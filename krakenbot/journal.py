@@ -23,7 +23,7 @@ from krakenbot.records import PASSING, Account, Booked, Equity, Intent, Outcome,
 
 BUSY_S = 20.0  # How long to wait for another program's lock on the file.
 CLEARED = "a safety stop, cleared since then"  # In place of why the process ended.
-# In SQL: an order that did not fail for the moment only. An open one counts, too.
+# In SQL: leaves out temporary failures. Open orders count.
 _COUNTED = "coalesce(outcome, '') NOT IN ('{}')".format("', '".join(PASSING))
 
 

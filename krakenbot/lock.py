@@ -113,7 +113,8 @@ class Nonces:
     them and reports none above them, nothing was sent since with this key. From then on nonces are
     the clock's, so that no order is refused because another program used larger ones. `mark` is the
     id of the newest intent on disk. If the journal's newest is another one, the journal is an old
-    copy. Two marks are no ids: "refused" after a refused nonce, and "called" by the command `call`.
+    copy. Two marks are words instead: "refused" after a refused nonce, "called" by the command
+    `call`.
     """
 
     def __init__(self, lock: Lock) -> None:

@@ -20,7 +20,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     ABSENT = "absent"
     ADOPTED = "adopted"
-    # Temporary, such as a rate limit. A lookup found no order, or the order could only close.
+    # Refused for a temporary reason; a lookup then found no order, or it could only close.
     REFUSED_FOR_NOW = "put off"
     REFUSED_FOR_NOW_NO_ORDER = "put off, no order left"  # The same, documented to leave no order.
     ABANDONED = "given up"

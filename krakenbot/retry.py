@@ -65,7 +65,7 @@ def retry(
     """Return the action's result, retrying with backoff while it raises ExchangeError.
 
     Raises LaterError when it keeps failing for longer than `patience_s`. `on_failure` gets each
-    failure. A refused key is tried again after each of `key_pauses_s` (None: at no time), in a
+    failure. A refused key is tried again after each of `key_pauses_s` (None: never), in a
     lockout after LOCKOUT_S. After that pause `probe` is called first. Until then nothing private is
     sent, because that prolongs a lockout.
     """

@@ -1,6 +1,6 @@
 """What an adoption or a flatten will trade, in words, before a person agrees to it.
 
-All that takes a bot needs `bot.market.learn` to have run.
+For functions that take a bot, `bot.market.learn` must have run.
 """
 
 from collections.abc import Iterator

@@ -43,7 +43,7 @@ class Screen:
         return f"{left}{text[:room]:{room}}{right}"
 
     def _print(self, text: str, color: str = "") -> None:
-        """Print one line, at a terminal of 80 columns. A write that fails does not stop the bot."""
+        """Print one line, cut to 80 columns at a terminal. A failing write stops nothing."""
         shown = log.clean(text)[: 80 if self._is_terminal else None]
         if color and shows_color(sys.stdout):
             shown = f"\x1b[{color}m{shown}\x1b[0m"

@@ -417,6 +417,13 @@ class TestMissingPermission(BotTest):
         self.run_for(900, self.at_the_turn("stop"))
         self.assertEqual("EAPI:Invalid key", self.intents()[1].note)
 
+    def test_an_order_refused_with_the_key_is_not_absent_while_an_unknown_trade_is_shown(
+        self,
+    ) -> None:
+        self.exchange.script = ["stop"]
+        self.answers("traded_orders", then=["O99"])
+        self.assertIn("unknown trades: O99", self.stopped(lambda: self.once(leverage=0)))
+
     def test_orders_refused_by_a_limit_of_requests_do_not_end_it(self) -> None:
         bot = self.at_the_turn()
         self.fails("place", error=LIMIT)

@@ -433,6 +433,16 @@ class TestLostJournal(FrontDoor):
         self.written(Journal.resume)
         self.run_once()  # It is not asked about again.
 
+    def test_a_death_of_an_older_version_between_two_checks_does_not_hide_them_either(self) -> None:
+        self.hold()
+        self.time += 3 * 240 * 60
+        self.lose_journal()
+        with mock.patch.object(Spot, "balances", side_effect=Killed):
+            self.assertRaises(Killed, self.run_once)
+        self.written(Journal.put, created=int(self.time))  # 0.3.7 did that before it asked.
+        self.assert_stops("the journal is new")
+        self.assertEqual([SIZE], self.bought())
+
 
 class TestSeveralOrders(FrontDoor):
     def test_an_adoption_needs_no_answer_about_an_order_id_that_several_have(self) -> None:

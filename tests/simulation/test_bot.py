@@ -1042,6 +1042,15 @@ class TestAdoption(BotTest):
         self.adopt()
         self.assertEqual([], self.journal.open_intents())
 
+    def test_they_are_waited_for_while_one_may_still_be_executed(self) -> None:
+        bot = self.at_the_turn()
+        self.fails("find", error=ContradictionError("several orders"))
+        self.stopped(bot.run)
+        began = self.clock.time
+        self.adopt()
+        self.assertGreater(self.clock.time - began, 120)
+        self.assertEqual([], self.journal.open_intents())
+
     def test_what_is_adopted_is_what_a_person_has_seen(self) -> None:
         for leverage, view, nothing in ((2, "position", Position()), (0, "balances", {})):
             with self.anew(leverage=leverage):

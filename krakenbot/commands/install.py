@@ -247,8 +247,9 @@ def _note(text: str) -> Step:
 def _write(path: str, data: bytes, mode: int, what: str) -> Step:
     def do() -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if os.path.islink(path) or not os.path.isfile(path):
-            Path(path).unlink(missing_ok=True)  # What a link leads to is somebody else's.
+        # What a link leads to is somebody else's, and nobody may read from a pipe.
+        if os.path.islink(path) or not (os.path.isfile(path) or os.path.isdir(path)):
+            Path(path).unlink(missing_ok=True)
         write_output(Path(path), data, mode)
 
     return f"write {path} (mode {mode:03o}): {what}", do

@@ -325,6 +325,19 @@ class TestInstall(unittest.TestCase):
         out = self.do("--config", str(pipe), "install", "--systemd", code=78)
         self.assertIn("pipe.toml: is not a regular file", out)
 
+    def test_a_link_or_pipe_in_the_place_of_a_file_is_replaced_and_a_folder_refused(self) -> None:
+        program, other = Path(command.PROGRAM), self.here / "other"
+        program.parent.mkdir(parents=True)
+        other.write_text("mine")
+        for make in (lambda: program.symlink_to(other), lambda: os.mkfifo(program)):
+            make()
+            self.do("install", "--systemd")
+            self.assertTrue(program.is_file() and not program.is_symlink())
+            program.unlink()
+        self.assertEqual("mine", other.read_text())
+        program.mkdir()
+        self.assertIn("cannot write", self.do("install", "--systemd", code=2))
+
     def test_what_is_there_is_kept_and_the_program_is_replaced(self) -> None:
         self.do("install", "--systemd")
         self.config.write_text('pair = "ETHUSD"\n')

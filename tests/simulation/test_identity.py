@@ -411,6 +411,11 @@ class TestOneProcess(FrontDoor):
 
 
 class TestLostJournal(FrontDoor):
+    def lose_what_is_held(self) -> None:
+        self.hold()
+        self.time += 3 * 240 * 60
+        self.lose_journal()
+
     def test_orders_of_a_lost_journal_s_last_minutes_stop_a_new_one_though_flat(self) -> None:
         self.run_once(leverage=2, entry="next-turn")
         traded = {"pair": "XBTUSD", "side": "buy", "volume": SIZE, "leverage": 2}
@@ -423,9 +428,7 @@ class TestLostJournal(FrontDoor):
         self.assert_stops("halted", leverage=2)
 
     def test_a_death_before_the_halt_does_not_hide_the_coins_of_a_lost_journal(self) -> None:
-        self.hold()
-        self.time += 3 * 240 * 60
-        self.lose_journal()
+        self.lose_what_is_held()
         with mock.patch.object(Journal, "halt", side_effect=Killed):
             self.assertRaises(Killed, self.run_once)
         self.assert_stops("the journal is new")
@@ -434,9 +437,7 @@ class TestLostJournal(FrontDoor):
         self.run_once()  # It is not asked about again.
 
     def test_a_death_of_an_older_version_between_two_checks_does_not_hide_them_either(self) -> None:
-        self.hold()
-        self.time += 3 * 240 * 60
-        self.lose_journal()
+        self.lose_what_is_held()
         with mock.patch.object(Spot, "balances", side_effect=Killed):
             self.assertRaises(Killed, self.run_once)
         self.written(Journal.put, created=int(self.time))  # 0.3.7 did that before it asked.
@@ -664,12 +665,20 @@ class TestTogether(unittest.TestCase):
     def test_half_an_entry_after_a_power_failure_hides_none_but_itself(self) -> None:
         index = self.config.state_directory / identity.INDEX
         index.parent.mkdir(exist_ok=True)
-        index.write_text('{\n "pair api.kraken.com A": "PAIR1",\n "x": "y"\n}\n{"pair api.kra')
+        index.write_text('{"pair api.kraken.com A": "PAIR1"}\n{"pair api.kra')
         identity.remember(self.config, "pair", "B", "PAIR2")
         identity.remember(self.config, "pair", "A", "PAIR3")
         self.assertEqual(
             ["PAIR3", "PAIR2"], [identity.recall(self.config, "pair", x) for x in "AB"]
         )
+
+    def test_what_an_older_version_has_stored_is_known_until_something_newer_is(self) -> None:
+        former = self.config.state_directory / identity.FORMER_INDEX
+        former.parent.mkdir(exist_ok=True)
+        former.write_text('{\n "pair api.kraken.com A": "PAIR1",\n "x": "y"\n}')
+        self.assertEqual("PAIR1", identity.recall(self.config, "pair", "A"))
+        identity.remember(self.config, "pair", "A", "PAIR2")
+        self.assertEqual("PAIR2", identity.recall(self.config, "pair", "A"))
 
     def test_what_is_known_already_is_not_written_again(self) -> None:
         identity.remember(self.config, "pair", "XBTUSD", "XXBTZUSD")

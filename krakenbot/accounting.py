@@ -69,9 +69,8 @@ class Ledger:
             self.is_read = self._read_spans(iter(range(pages)))
             self.refused = self.unread = ""
         except ExchangeError as error:
-            self.unread = (
-                f"margin fees are not booked, nor in max_loss: the ledger cannot be read ({error})"
-            )
+            uncounted = "margin fees are neither booked nor counted by max_loss"
+            self.unread = f"{uncounted}: the ledger cannot be read ({error})"
             log.warning("ledger not read reason=%s", error)
         except KeyRefusedError as error:
             if error.lockout:

@@ -54,8 +54,8 @@ class Event(NamedTuple):
 class TickResult(NamedTuple):
     """When the next tick is due (unix seconds).
 
-    `decided` is False only if the newest finished candle was late. `is_done` is
-    False while another order may follow for the same candle.
+    `decided` is False only if the newest finished candle was late. `is_done` is False while another
+    order may follow for the same candle.
     """
 
     next_due: float

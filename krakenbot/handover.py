@@ -58,8 +58,8 @@ def adopt(bot: Bot, recorded: Decimal, held: Decimal) -> None:
     """Record what is held as the bot's own, and clear a halt.
 
     `recorded` (in the journal) and `held` (at the exchange) are what a person was shown. Raises
-    LaterError when something else is held now, perhaps because an answer lags, and StopError while
-    an earlier order may still be executed.
+    LaterError when something else is held now, perhaps because an answer lags, or while an earlier
+    order may still be executed, and StopError when one is still open.
     """
     journal, clock = bot.journal, bot.clock
     try:
